@@ -1,0 +1,1 @@
+"""PID 1: the ordered boot steps, mounts, account, network, shutdown."""

@@ -1,0 +1,1 @@
+"""Layers: base image, changes and scratch become one root."""

@@ -1,0 +1,1 @@
+"""Finding the job and running it."""

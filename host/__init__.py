@@ -1,0 +1,1 @@
+"""The launcher: plan, start, stream, return."""

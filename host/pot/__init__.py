@@ -1,0 +1,1 @@
+"""Building and keeping the pot: kernel and runtime."""
