@@ -1,0 +1,215 @@
+"""PID 1 of the guest: an ordered list of named, timed steps from power-on to power-off.
+
+Import budget: os, time, struct, select, fcntl, termios, ctypes and this package; nothing that
+pulls in `re`, `enum` or `socket` (a test holds it).
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+import os  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
+from apppot.guest import syscalls  # noqa: E402
+from apppot.guest.console import log  # noqa: E402
+from apppot.guest.init import account, mounts, network  # noqa: E402
+from apppot.guest.merge import root  # noqa: E402
+from apppot.guest.payload import process, session, sources  # noqa: E402
+from apppot.guest.protocol import frames  # noqa: E402
+from apppot.guest.protocol.job import Job, Layer  # noqa: E402
+from apppot.guest.protocol.jsonlite import dumps  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_MODULES = "/run/apppot/modules"
+
+
+class Boot:
+    """What the steps leave for each other."""
+
+    def __init__(self) -> None:
+        self.timeline: list[tuple[str, float]] = [("python", STARTED)]
+        self.line = sources.CommandLine(b"")
+        self.job = Job()
+        self.session: session.Session | None = None
+        self.points: list[str] = []
+        self.step = "start"
+
+    def mark(self, name: str) -> None:
+        """Note that `name` is done now, in seconds since power-on."""
+        self.timeline.append((name, time.clock_gettime(time.CLOCK_BOOTTIME)))
+
+
+def _kernel_file_systems(boot: Boot) -> None:
+    mounts.mount_pot()
+    boot.line = sources.CommandLine.of_this_kernel()
+
+
+def _channel(boot: Boot) -> None:
+    device = boot.line.channel()
+    if device is not None:
+        boot.session = session.Session(session.Channel(session.open_channel(device)))
+
+
+def _job(boot: Boot) -> None:
+    boot.job = sources.find_job(boot.line)
+
+
+def _modules(boot: Boot) -> None:
+    tree = None
+    if boot.job.modules is not None:
+        os.mkdir(_MODULES)
+        syscalls.mount("modules", _MODULES, "hostfs", syscalls.MS_RDONLY, boot.job.modules)
+        tree = _MODULES
+    root.ensure_file_systems(tree)
+
+
+def _layers(boot: Boot) -> None:
+    boot.points = root.mount_layers(boot.job.layers)
+    if boot.job.uid:
+        images = [
+            point
+            for point, layer in zip(boot.points, boot.job.layers)
+            if layer.fstype in ("squashfs", "erofs", "ext4") and not layer.writable
+        ]
+        root.map_owner(images, boot.job.uid, boot.job.gid)
+
+
+def _generated(boot: Boot) -> None:
+    account.generate(boot.job, boot.points)
+
+
+def _merge(boot: Boot) -> None:
+    scratch = root.mount_scratch(boot.job.scratch, _make_ext4)
+    root.merge(boot.job, boot.points, scratch)
+    mounts.mount_guest()
+
+
+def _make_ext4(device: str) -> None:
+    options = ["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1", device]
+    status = os.spawnv(os.P_WAIT, "/usr/sbin/mke2fs", ["mke2fs", "-t", "ext4", *options])
+    if status != 0:
+        raise OSError(f"mke2fs could not make a file system on {device} (status {status})")
+
+
+def _host_directories(boot: Boot) -> None:
+    mounts.mount_host_directories(boot.job)
+    if boot.job.exchange is not None:
+        os.mkdir(session.EXCHANGE)
+        syscalls.mount(
+            "exchange", session.EXCHANGE, "hostfs", syscalls.MS_RDONLY, boot.job.exchange
+        )
+
+
+def _host_name(boot: Boot) -> None:
+    with open("/proc/sys/kernel/hostname", "w", encoding="utf-8") as name:
+        name.write(boot.job.hostname)
+
+
+def _loopback(boot: Boot) -> None:
+    network.loopback()
+
+
+# In this order: each step may use what the ones before it left.
+STEPS: tuple[tuple[str, Callable[[Boot], None]], ...] = (
+    ("kernel file systems", _kernel_file_systems),
+    ("channel", _channel),
+    ("job", _job),
+    ("modules", _modules),
+    ("layers", _layers),
+    # Before the merge: what is generated is one of its layers.
+    ("generated files", _generated),
+    ("merge", _merge),
+    ("host directories", _host_directories),
+    ("host name", _host_name),
+    ("loopback", _loopback),
+)
+
+
+def _boot(boot: Boot) -> None:
+    for name, step in STEPS:
+        boot.step = name
+        step(boot)
+        boot.mark(name)
+
+
+def _hello(boot: Boot) -> bytes:
+    uname = os.uname()
+    hello = {
+        "version": frames.VERSION,
+        "release": uname.release,
+        "machine": uname.machine,
+        "timeline": [[name, round(at, 6)] for name, at in boot.timeline],
+    }
+    return dumps(hello).encode()
+
+
+def _serve(boot: Boot, served: session.Session) -> None:
+    """With a launcher: handshake, payload, EXIT."""
+    served.channel.send(frames.HELLO, payload=_hello(boot))
+    boot.step = "wait for GO"
+    served.wait_for_go()
+    if boot.job.network is not None:
+        boot.step = "network"
+        network.bring_up(boot.job.network)
+    boot.step = "payload"
+    argv, who = _command(boot), process.find_account(boot.job)
+    report = served.run(process.start(boot.job, who, argv), boot.job.tty)
+    boot.step = "outputs"
+    os.sync()
+    served.channel.send(frames.EXIT, payload=dumps(report).encode())
+    served.channel.drain()
+
+
+def _command(boot: Boot) -> list[bytes]:
+    if boot.job.argv or not boot.job.run_scripts:
+        return boot.job.argv
+    found = sources.scripts(root.ROOT)
+    return [found[0].encode()] if found else []
+
+
+def _report_failure(boot: Boot, error: BaseException) -> None:
+    """Say on the console, and to the launcher if there is one, which step failed and why."""
+    log(f"step {boot.step!r} failed: {type(error).__name__}: {error}")
+    if boot.session is None:
+        return
+    reason = {"step": boot.step, "reason": f"{error}" or type(error).__name__}
+    boot.session.channel.send(frames.FAILED, payload=dumps(reason).encode("ascii")[:4000])
+    boot.session.channel.drain()
+
+
+def _run(boot: Boot) -> None:
+    _boot(boot)
+    if boot.session is not None:
+        _serve(boot, boot.session)
+    else:
+        from apppot.guest.init import standalone
+
+        standalone.serve(boot)
+
+
+def main() -> None:
+    """Boot, serve, and whatever happens: sync and power off."""
+    boot = Boot()
+    try:
+        _run(boot)
+    except session.ChannelLost as error:
+        log(f"the launcher is gone: {error}")
+    except BaseException as error:
+        try:
+            _report_failure(boot, error)
+        except Exception as again:
+            log(f"and could not be reported: {again}")
+    finally:
+        os.sync()
+        syscalls.power_off()
+
+
+def standalone_layers() -> list[Layer]:
+    """The layers of an image that carries the agent itself: its own root."""
+    return [Layer(source=b"/", fstype="bind")]

@@ -1,0 +1,92 @@
+"""The kernel's file systems, in the pot and in the merged root."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from apppot.guest import syscalls
+from apppot.guest.merge.root import ROOT
+from apppot.guest.protocol.job import JOB_DIR
+
+if TYPE_CHECKING:
+    from apppot.guest.protocol.job import Job, Mount
+
+_SAFE = syscalls.MS_NOSUID | syscalls.MS_NODEV
+
+# (file system, mount point, flags, options); the kernel mounts devtmpfs on /dev by itself.
+_POT = (
+    ("proc", "/proc", _SAFE | syscalls.MS_NOEXEC, None),
+    ("tmpfs", "/run", _SAFE, "mode=0755"),
+)
+_GUEST = (
+    ("proc", "proc", _SAFE | syscalls.MS_NOEXEC, None),
+    ("sysfs", "sys", _SAFE | syscalls.MS_NOEXEC, None),
+    ("devtmpfs", "dev", syscalls.MS_NOSUID, "mode=0755"),
+    ("devpts", "dev/pts", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
+    ("tmpfs", "dev/shm", _SAFE, "mode=1777"),
+    ("tmpfs", "run", _SAFE, "mode=0755"),
+)
+# Wanted by some programs, missed by none that we know: a kernel without them still boots.
+_OPTIONAL = (
+    ("mqueue", "dev/mqueue", _SAFE | syscalls.MS_NOEXEC, None),
+    ("cgroup2", "sys/fs/cgroup", _SAFE | syscalls.MS_NOEXEC, None),
+)
+_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
+
+
+def mount_pot() -> None:
+    """Mount what the agent itself needs."""
+    for fstype, point, flags, data in _POT:
+        if not os.path.ismount(point):
+            syscalls.mount(fstype, point, fstype, flags, data)
+    if not os.path.ismount("/dev"):
+        syscalls.mount("devtmpfs", "/dev", "devtmpfs", syscalls.MS_NOSUID, "mode=0755")
+    os.makedirs("/run/apppot", exist_ok=True)
+
+
+def mount_guest() -> None:
+    """Mount the kernel's file systems into the merged root."""
+    for fstype, point, flags, data in _GUEST:
+        place = f"{ROOT}/{point}"
+        if not os.path.isdir(place):
+            os.mkdir(place)
+        syscalls.mount(fstype, place, fstype, flags, data)
+    for fstype, point, flags, data in _OPTIONAL:
+        try:
+            os.makedirs(f"{ROOT}/{point}", exist_ok=True)
+            syscalls.mount(fstype, f"{ROOT}/{point}", fstype, flags, data)
+        except OSError:
+            continue
+    for name, target in _LINKS.items():
+        if not os.path.lexists(f"{ROOT}/dev/{name}"):
+            os.symlink(target, f"{ROOT}/dev/{name}")
+
+
+def mount_host_directories(job: Job) -> None:
+    """Mount the job directory and the caller's --bind directories, without setuid and devices."""
+    if job.job_dir is not None:
+        syscalls.mount("job", ROOT + JOB_DIR, "hostfs", _SAFE, job.job_dir)
+    for number, mount in enumerate(job.mounts):
+        if mount.is_file:
+            _mount_file(mount, number)
+        else:
+            _mount_directory(mount.source, ROOT + os.fsdecode(mount.target), mount.read_only)
+
+
+def _mount_directory(source: bytes, target: str, read_only: bool) -> None:
+    flags = _SAFE | (syscalls.MS_RDONLY if read_only else 0)
+    syscalls.mount("bind", target, "hostfs", flags, source)
+
+
+def _mount_file(mount: Mount, number: int) -> None:
+    """hostfs mounts directories; a single file is bound out of one that is kept aside."""
+    aside = f"/run/apppot/file{number}"
+    os.mkdir(aside)
+    _mount_directory(mount.source, aside, mount.read_only)
+    name = os.listdir(aside)[0]
+    target = ROOT + os.fsdecode(mount.target)
+    syscalls.mount(f"{aside}/{name}", target, None, syscalls.MS_BIND)
+    if mount.read_only:
+        flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _SAFE
+        syscalls.mount("none", target, None, flags)

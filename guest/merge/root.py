@@ -1,0 +1,193 @@
+"""The merged root: base image, changes and a writable layer under one tree.
+
+Nothing is unpacked: layers are mounted and stacked with overlayfs, so that merging takes as
+long for 10 GB as for 1 MB.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from apppot.guest import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from apppot.guest.protocol.job import Job, Layer
+
+WORK = "/run/apppot"
+ROOT = WORK + "/root"
+GENERATED = WORK + "/generated"
+SUPPLY = "/usr/share/apppot/supply"
+
+# The account `user` in images; in the guest it has the caller's ids.
+IMAGE_ID = 1000
+
+_MODULES = ("overlay", "squashfs", "erofs")
+
+
+def ensure_file_systems(modules: str | None) -> None:
+    """Load what a stock kernel has as modules from `modules`, a tree of *.ko with modules.dep."""
+    with open("/proc/filesystems", encoding="ascii") as table:
+        known = {line.split()[-1] for line in table}
+    missing = [name for name in _MODULES if name not in known]
+    if not missing or modules is None:
+        return
+    needs = _dependencies(modules)
+    for name in missing:
+        path = next((path for path in needs if path.endswith(f"/{name}.ko")), None)
+        for item in [*reversed(needs[path]), path] if path else []:
+            syscalls.load_module(os.path.join(modules, item))
+
+
+def _dependencies(modules: str) -> dict[str, list[str]]:
+    """modules.dep as module path -> paths it needs, nearest first."""
+    needs = {}
+    with open(os.path.join(modules, "modules.dep"), encoding="ascii") as lines:
+        for line in lines:
+            path, _, rest = line.partition(":")
+            needs[path] = rest.split()
+    return needs
+
+
+def mount_layers(layers: list[Layer]) -> list[str]:
+    """Mount each layer under the work directory; returns the mount points, base first."""
+    points = []
+    for number, layer in enumerate(layers):
+        point = f"{WORK}/layer{number}"
+        os.mkdir(point)
+        _mount_layer(layer, point)
+        points.append(point)
+    return points
+
+
+def _mount_layer(layer: Layer, point: str) -> None:
+    flags = syscalls.MS_NOATIME if layer.writable else syscalls.MS_NOATIME | syscalls.MS_RDONLY
+    if layer.fstype == "bind":
+        syscalls.mount(layer.source, point, None, syscalls.MS_BIND)
+        return
+    if layer.fstype == "hostfs":
+        syscalls.mount("hostfs", point, "hostfs", flags, layer.source)
+        return
+    # A journal of an ext file system that was not unmounted cannot be replayed read-only.
+    data = "noload" if layer.fstype == "ext4" and not layer.writable else None
+    syscalls.mount(layer.source, point, layer.fstype, flags, data)
+
+
+def map_owner(points: list[str], uid: int, gid: int) -> None:
+    """Show the files of the images' account `user` as the caller's in the mounts at `points`."""
+    if (uid, gid) == (IMAGE_ID, IMAGE_ID):
+        return
+    userns = _user_namespace(_swap(IMAGE_ID, uid), _swap(IMAGE_ID, gid))
+    try:
+        for point in points:
+            syscalls.idmap_mount(point, userns)
+    finally:
+        os.close(userns)
+
+
+def _swap(one: int, other: int) -> bytes:
+    """A map of all ids to themselves, with two exchanged, in the form of /proc/PID/uid_map."""
+    last = 0xFFFFFFFE
+    if one == other:
+        return b"0 0 %d" % last
+    low, high = min(one, other), max(one, other)
+    lines = [(0, 0, low), (low, high, 1), (low + 1, low + 1, high - low - 1)]
+    lines += [(high, low, 1), (high + 1, high + 1, last - high - 1)]
+    return b"\n".join([b"%d %d %d" % line for line in lines if line[2] > 0])
+
+
+def _user_namespace(uid_map: bytes, gid_map: bytes) -> int:
+    """A descriptor of a user namespace with these maps; it lives as long as the descriptor."""
+    ready_read, ready_write = os.pipe()
+    hold_read, hold_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(hold_write)
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.write(ready_write, b".")
+            os.read(hold_read, 1)
+        finally:
+            os._exit(0)
+    os.close(ready_write)
+    os.close(hold_read)
+    try:
+        if not os.read(ready_read, 1):
+            raise OSError("the user namespace for the id-mapped mounts could not be made")
+        for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
+            with open(f"/proc/{child}/{name}", "wb", buffering=0) as table:
+                table.write(text)
+        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(hold_write)
+        os.close(ready_read)
+        os.waitpid(child, 0)
+
+
+def find(points: list[str], path: str) -> str | None:
+    """Where `path` (relative) shows in layers mounted at `points`, base first; None if it does not.
+
+    Follows symbolic links inside the layers.  A whiteout hides what lies below it.
+    """
+    for _ in range(40):
+        place, link = _step(points, path)
+        if link is None:
+            return place
+        path = link
+    return None
+
+
+def _step(points: list[str], path: str) -> tuple[str | None, str | None]:
+    """(place, None) when resolved, (None, path to try instead) at a symbolic link."""
+    parts = [part for part in path.split("/") if part]
+    for depth in range(1, len(parts) + 1):
+        prefix = "/".join(parts[:depth])
+        place = _topmost(points, prefix)
+        if place is None:
+            return None, None
+        if os.path.islink(place):
+            target = os.readlink(place)
+            parent = "/" if target.startswith("/") else "/" + "/".join(parts[: depth - 1])
+            joined = os.path.normpath(os.path.join(parent, target, *parts[depth:]))
+            return None, joined.lstrip("/")
+        if depth == len(parts):
+            return place, None
+    return None, None
+
+
+def _topmost(points: list[str], path: str) -> str | None:
+    for point in reversed(points):
+        place = os.path.join(point, path)
+        try:
+            found = os.lstat(place)
+        except OSError:
+            continue
+        whiteout = found.st_mode & 0o170000 == 0o020000 and found.st_rdev == 0
+        return None if whiteout else place
+    return None
+
+
+def mount_scratch(scratch: bytes | None, make_ext4: Callable[[str], None]) -> str:
+    """Mount the writable layer (tmpfs, or a fresh ext4 on a blank device); its directory."""
+    point = WORK + "/scratch"
+    os.mkdir(point)
+    if scratch is None:
+        syscalls.mount("scratch", point, "tmpfs", syscalls.MS_NOATIME, "mode=0755,size=90%")
+    else:
+        make_ext4(os.fsdecode(scratch))
+        syscalls.mount(scratch, point, "ext4", syscalls.MS_NOATIME)
+    return point
+
+
+def merge(job: Job, points: list[str], scratch: str) -> None:
+    """Stack the layers at `points` (base first) under the writable `scratch` at ROOT."""
+    for name in ("upper", "work"):
+        os.mkdir(f"{scratch}/{name}", 0o755)
+    lower = [GENERATED, *reversed(points)]
+    if os.path.isdir(SUPPLY):
+        lower.append(SUPPLY)
+    options = f"lowerdir={':'.join(lower)},upperdir={scratch}/upper,workdir={scratch}/work"
+    os.mkdir(ROOT)
+    syscalls.mount("apppot", ROOT, "overlay", syscalls.MS_NOATIME, options)

@@ -1,0 +1,246 @@
+"""Starting the payload: account, descriptors, terminal, limits, exec.
+
+This is the guest's one place that forks and executes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING
+
+# The C module: `signal` itself imports `enum`, which the boot path does not need.
+import _signal
+
+from apppot.guest import syscalls
+from apppot.guest.merge.root import ROOT
+from apppot.guest.protocol.job import HOME, JOB_DIR, USER, JobError
+
+if TYPE_CHECKING:
+    from apppot.guest.protocol.job import Job
+
+_TIOCSCTTY, _TIOCSWINSZ, _TIOCGPTN, _TIOCSPTLCK = 0x540E, 0x5414, 0x80045430, 0x40045431
+_F_SETPIPE_SZ = 1031
+# Room for a writer to run ahead of the agent: fewer switches between the two.
+_PIPE_BYTES = 1 << 18
+
+
+class Account:
+    """Who the payload runs as."""
+
+    def __init__(self, name: str, uid: int, gid: int, groups: list[int], home: str, shell: str):
+        self.name, self.uid, self.gid = name, uid, gid
+        self.groups, self.home, self.shell = groups, home, shell
+
+
+def find_account(job: Job, root: str = ROOT) -> Account:
+    """The account that `job.user` names in the guest: `user`, a name, UID or UID:GID.
+
+    Raises JobError when the image has no such account.
+    """
+    name, _, group = job.user.partition(":")
+    if name == USER and job.uid == 0:
+        name = "root"
+    entries = _entries(f"{root}/etc/passwd", 7)
+    entry = next((e for e in entries if name in (e[0], e[2])), None)
+    if entry is None and not name.isdigit():
+        known = ", ".join([e[0] for e in entries][:8])
+        raise JobError(f"the image has no account {name!r}; it has {known} …")
+    if entry is None:
+        entry = [name, "x", name, "0", "", "/", "/bin/sh"]
+    gid = int(group) if group.isdigit() else int(entry[3])
+    groups = {int(e[2]) for e in _entries(f"{root}/etc/group", 4) if entry[0] in e[3].split(",")}
+    if entry[0] == USER:
+        groups.update(number for number, _ in job.groups)
+    home, shell = entry[5] or "/", entry[6] or "/bin/sh"
+    return Account(entry[0], int(entry[2]), gid, sorted(groups | {gid}), home, shell)
+
+
+def _entries(path: str, fields: int) -> list[list[str]]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as text:
+            rows = [line.rstrip("\n").split(":") for line in text]
+    except FileNotFoundError:
+        return []
+    return [row for row in rows if len(row) == fields and row[2].isdigit()]
+
+
+class Payload:
+    """A payload that was started, seen from the agent.
+
+    `stdin`, `stdout` and `stderr` are the agent's ends, non-blocking; with a terminal stdin and
+    stdout are both its master side and stderr is None.  `error` is (errno, what) when the
+    command could not be executed.
+    """
+
+    def __init__(self, pid: int, stdin: int | None, stdout: int | None, stderr: int | None):
+        self.pid, self.stdin, self.stdout, self.stderr = pid, stdin, stdout, stderr
+        self.error: tuple[int, str] | None = None
+
+
+def start(job: Job, account: Account, argv: list[bytes], root: str = ROOT) -> Payload:
+    """Start `argv` in the merged root and return once its exec has succeeded or failed."""
+    failed_read, failed_write = os.pipe()  # close-on-exec: end of file means that exec worked
+    ours, theirs = _terminal(job, account, root) if job.tty else _pipes()
+    pid = os.fork()
+    if pid == 0:
+        _child(job, account, argv, root, theirs, failed_write)
+    os.close(failed_write)
+    for fd in set(theirs):
+        os.close(fd)
+    payload = Payload(pid, *ours)
+    for end in set(ours) - {None}:
+        os.set_blocking(end, False)  # type: ignore[arg-type]
+    report = os.read(failed_read, 4096)
+    os.close(failed_read)
+    if report:
+        (number,) = struct.unpack_from("<i", report)
+        payload.error = (number, report[4:].decode("utf-8", "replace"))
+    return payload
+
+
+def _pipes() -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    stdin_read, stdin_write = os.pipe()
+    stdout_read, stdout_write = os.pipe()
+    stderr_read, stderr_write = os.pipe()
+    for fd in (stdin_write, stdout_read):
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
+    return (stdin_write, stdout_read, stderr_read), (stdin_read, stdout_write, stderr_write)
+
+
+def _terminal(
+    job: Job, account: Account, root: str
+) -> tuple[tuple[int, int, None], tuple[int, int, int]]:
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    master = os.open(f"{root}/dev/pts/ptmx", flags)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("<i", 0))
+    (number,) = struct.unpack("<i", fcntl.ioctl(master, _TIOCGPTN, bytes(4)))
+    path = f"{root}/dev/pts/{number}"
+    slave = os.open(path, flags)
+    os.chown(path, account.uid, -1)
+    resize(master, job.rows, job.columns)
+    return (master, os.dup(master), None), (slave, slave, slave)
+
+
+def resize(master: int, rows: int, columns: int) -> None:
+    """Tell the terminal behind `master` its size; the payload gets SIGWINCH."""
+    fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("<HHHH", rows, columns, 0, 0))
+
+
+def _child(
+    job: Job,
+    account: Account,
+    argv: list[bytes],
+    root: str,
+    stdio: tuple[int, int, int],
+    failed: int,
+) -> None:
+    """In the forked child: become the payload, or report why not.  Never returns."""
+    what = "prepare the payload"
+    try:
+        os.setsid()
+        for number, fd in enumerate(stdio):
+            os.dup2(fd, number)
+        if job.tty:
+            fcntl.ioctl(0, _TIOCSCTTY, 0)
+        enter_root(root)
+        what = "enter the working directory"
+        os.chdir(job.cwd if job.cwd is not None else default_directory(job, account))
+        what = "set the limits and ids"
+        _become(job, account)
+        for number in job.closed:
+            os.close(number)
+        command = argv or [b"-" + os.path.basename(os.fsencode(account.shell))]
+        program = argv[0] if argv else os.fsencode(account.shell)
+        what = os.fsdecode(program)
+        _execute(program, command, environment(job, account))
+    except OSError as error:
+        number = error.errno or 5
+        os.write(failed, struct.pack("<i", number) + what.encode("utf-8", "surrogateescape"))
+    except BaseException as error:
+        os.write(failed, struct.pack("<i", 5) + f"{what}: {error!r}".encode()[:1000])
+    finally:
+        os._exit(127)
+
+
+def enter_root(root: str) -> None:
+    """Make `root` this process's root, in a mount namespace that knows nothing else.
+
+    A chroot would do less: inside one, user namespaces (containers) are refused.
+    """
+    if root == "":
+        return
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    os.chdir(root)
+    syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+
+
+def default_directory(job: Job, account: Account) -> str:
+    """Where a payload starts whose job does not say."""
+    if job.job_dir is not None:
+        return JOB_DIR
+    return account.home if os.path.isdir(account.home) else "/"
+
+
+def environment(job: Job, account: Account) -> dict[bytes, bytes]:
+    """The payload's environment: the job's, over what the account says."""
+    name = account.name.encode()
+    own = {
+        b"HOME": account.home.encode(),
+        b"USER": name,
+        b"LOGNAME": name,
+        b"SHELL": account.shell.encode(),
+        b"PATH": job.search_path,
+    }
+    return {**own, **job.env}
+
+
+def _become(job: Job, account: Account) -> None:
+    if job.rlimits:
+        import resource
+
+        for name, (soft, hard) in job.rlimits.items():
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+    if job.umask is not None:
+        os.umask(job.umask)
+    os.setgroups(account.groups)
+    os.setgid(account.gid)
+    os.setuid(account.uid)
+    # Python ignores these two; a program expects them as the kernel gives them.
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+
+
+def _execute(program: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> None:
+    """execvpe(3): search PATH, and give a script without `#!` to the shell."""
+    if b"/" in program:
+        _exec_or_shell(program, argv, env)
+    denied: OSError | None = None
+    for directory in env[b"PATH"].split(b":"):
+        try:
+            _exec_or_shell(os.path.join(directory or b".", program), argv, env)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            denied = error
+    raise denied or FileNotFoundError(2, "not found")
+
+
+def _exec_or_shell(path: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> None:
+    try:
+        os.execve(path, argv, env)
+    except OSError as error:
+        if error.errno != 8:  # ENOEXEC
+            raise
+    with open(path, "rb") as text:
+        # What is neither a program of this machine nor text is no script either.
+        if b"\0" in text.read(256):
+            raise PermissionError(13, "exec format error")
+    os.execve(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], env)
+
+
+__all__ = ["HOME", "Account", "Payload", "find_account", "resize", "start"]

@@ -1,0 +1,94 @@
+"""The channel's frames: type, stream, length, payload.
+
+A frame is an 6-byte header (type: u8, stream: u8, length: u32, little endian) and `length`
+bytes.  Data flows under credit: a sender may have at most its stream's credit of bytes under
+way, the receiver gives credit back as it passes bytes on.  So a reader that stands still stops
+one stream, never the control frames.  Peers say their version in HELLO and GO.
+"""
+
+from __future__ import annotations
+
+import struct
+
+VERSION = 1
+
+HEADER = struct.Struct("<BBI")
+MAX_PAYLOAD = 1 << 16
+
+# Bytes that may be under way.  Output runs at memory speed; a serial line takes input at
+# 2 MB/s, so that its window also bounds how long a control frame waits behind data.
+OUTPUT_CREDIT = 1 << 20
+INPUT_CREDIT = 1 << 15
+
+# Streams.
+CONTROL, STDIN, STDOUT, STDERR = 0, 1, 2, 3
+
+# Guest to host.
+HELLO = 1  # JSON: version, timeline, what the guest is
+HEARTBEAT = 2  # JSON: memory, load, CPU time
+EXIT = 3  # JSON: wait status or why the payload could not start; nothing follows
+FAILED = 4  # JSON: step and reason; the guest could not do its part, no payload ran on
+STARTED = 5  # JSON: the payload's first instruction is next
+# Host to guest.
+GO = 16  # JSON: version; start the payload
+SIGNAL = 17  # u32: signal number for the payload's process group
+RESIZE = 18  # u16 rows, u16 columns
+INPUT_FILE = 19  # JSON: name and size of a chunk of stdin in the exchange directory
+# Either way.
+DATA = 32  # bytes of a stream
+CREDIT = 33  # u32: bytes of a stream that were passed on
+END = 34  # the stream has ended at its source
+CLOSED = 35  # nobody reads the stream any more
+CHUNK_DONE = 36  # a chunk file of stdin was read to its end
+
+GUEST_TYPES = frozenset((HELLO, HEARTBEAT, EXIT, FAILED, STARTED, DATA, CREDIT, END, CLOSED, CHUNK_DONE))
+HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, DATA, CREDIT, END, CLOSED))
+
+U32 = struct.Struct("<I")
+SIZE = struct.Struct("<HH")
+
+
+class FrameError(ValueError):
+    """The peer sent what is not a frame of this protocol."""
+
+
+def encode(kind: int, stream: int = CONTROL, payload: bytes = b"") -> bytes:
+    """One frame as bytes.  Raises FrameError when the payload is too large."""
+    if len(payload) > MAX_PAYLOAD:
+        raise FrameError(f"payload of {len(payload)} bytes exceeds {MAX_PAYLOAD}")
+    return HEADER.pack(kind, stream, len(payload)) + payload
+
+
+class Decoder:
+    """Turns the bytes of a channel into frames, whatever pieces they come in."""
+
+    def __init__(self, allowed: frozenset[int]) -> None:
+        self._allowed = allowed
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
+        """Take bytes in, return the (type, stream, payload) that are complete by now.
+
+        Raises FrameError on an unknown type or stream, or a length over MAX_PAYLOAD; the
+        channel cannot be trusted after that.
+        """
+        buffer = self._buffer
+        buffer += data
+        frames: list[tuple[int, int, bytes]] = []
+        offset = 0
+        while len(buffer) - offset >= HEADER.size:
+            kind, stream, length = HEADER.unpack_from(buffer, offset)
+            if kind not in self._allowed or stream > STDERR or length > MAX_PAYLOAD:
+                raise FrameError(f"bad frame: type {kind}, stream {stream}, length {length}")
+            end = offset + HEADER.size + length
+            if len(buffer) < end:
+                break
+            frames.append((kind, stream, bytes(buffer[offset + HEADER.size : end])))
+            offset = end
+        if offset:
+            del buffer[:offset]
+        return frames
+
+    def pending(self) -> int:
+        """Bytes of a frame that is not complete yet."""
+        return len(self._buffer)

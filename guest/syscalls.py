@@ -1,0 +1,173 @@
+"""System calls that Python has no name for.
+
+Every function raises OSError with the call's name and argument; numbers and structures are
+those of Linux on x86-64 (include/uapi).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+# mount(2)
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_NOATIME, MS_BIND, MS_MOVE, MS_REC = 32, 1024, 4096, 8192, 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+
+# reboot(2)
+_RB_POWER_OFF = 0x4321FEDC
+
+_SYS_FINIT_MODULE = 313
+_SYS_PIVOT_ROOT = 155
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOUNT_ATTR_IDMAP = 0x00100000
+_O_CLOEXEC = 0o2000000
+
+_AF_INET, _SOCK_DGRAM = 2, 2
+_SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x890B, 0x8914, 0x8916
+_SIOCSIFNETMASK, _SIOCSIFMTU = 0x891C, 0x8922
+_IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return os.fsencode(value) if value is not None else None
+
+
+def mount(
+    source: str | bytes,
+    target: str | bytes,
+    fstype: str | None,
+    flags: int = 0,
+    data: str | bytes | None = None,
+) -> None:
+    """mount(2)."""
+    result = _libc.mount(
+        _bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data)
+    )
+    _check(result, f"mount {fstype or 'bind'} {os.fsdecode(source)} on {os.fsdecode(target)}")
+
+
+def umount(target: str | bytes, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(_bytes(target), flags), f"umount {os.fsdecode(target)}")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags), f"unshare {flags:#x}")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _check(_libc.syscall(_SYS_PIVOT_ROOT, _bytes(new_root), _bytes(put_old)), "pivot_root")
+
+
+def power_off() -> None:
+    """reboot(2) with RB_POWER_OFF; returns only if the kernel refuses."""
+    _libc.reboot(ctypes.c_int(_RB_POWER_OFF))
+
+
+def load_module(path: str) -> None:
+    """finit_module(2) on an uncompressed module; one that is loaded already is fine."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0), f"load module {path}")
+    except FileExistsError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def idmap_mount(path: str, userns_fd: int) -> None:
+    """Put an id-mapped clone of the mount at `path` over it (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    tree = _check(
+        _libc.syscall(
+            _SYS_OPEN_TREE, _AT_FDCWD, _bytes(path), ctypes.c_uint(_OPEN_TREE_CLONE | _O_CLOEXEC)
+        ),
+        f"open_tree {path}",
+    )
+    try:
+        attributes = struct.pack("<QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, userns_fd)
+        _check(
+            _libc.syscall(
+                _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, ctypes.c_size_t(32)
+            ),
+            f"idmap {path}",
+        )
+        _check(
+            _libc.syscall(
+                _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, _bytes(path), _MOVE_MOUNT_F_EMPTY_PATH
+            ),
+            f"move_mount {path}",
+        )
+    finally:
+        os.close(tree)
+
+
+class Interface:
+    """A network interface, configured through the classic ioctls: no netlink, no `ip`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name.encode("ascii").ljust(16, b"\0")
+        self._fd = _check(_libc.socket(_AF_INET, _SOCK_DGRAM | _O_CLOEXEC, 0), "socket")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _ioctl(self, request: int, value: bytes) -> None:
+        fcntl.ioctl(self._fd, request, (self._name + value).ljust(40, b"\0"))
+
+    def up(self) -> None:
+        """Set the interface up."""
+        self._ioctl(_SIOCSIFFLAGS, struct.pack("<h", _IFF_UP))
+
+    def address(self, address: str, prefix: int) -> None:
+        """Give it an IPv4 address."""
+        mask = (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF
+        self._ioctl(_SIOCSIFADDR, _sockaddr(address))
+        self._ioctl(_SIOCSIFNETMASK, _sockaddr(_dotted(mask)))
+
+    def mtu(self, size: int) -> None:
+        """Set the largest packet, in bytes."""
+        self._ioctl(_SIOCSIFMTU, struct.pack("<i", size))
+
+    def default_route(self, gateway: str) -> None:
+        """Send what has no other way to `gateway`."""
+        any_address = _sockaddr("0.0.0.0")
+        route = struct.pack(
+            "<Q16s16s16sHhQQh6xQQQH6x",
+            *(0, any_address, _sockaddr(gateway), any_address),
+            *(_RTF_UP | _RTF_GATEWAY, 0, 0, 0, 0, 0, 0, 0, 0),
+        )
+        fcntl.ioctl(self._fd, _SIOCADDRT, route)
+
+
+def _sockaddr(address: str) -> bytes:
+    octets = bytes([int(part) for part in address.split(".")])
+    return struct.pack("<HH4s8x", _AF_INET, 0, octets)
+
+
+def _dotted(value: int) -> str:
+    return ".".join([str(value >> shift & 255) for shift in (24, 16, 8, 0)])

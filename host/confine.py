@@ -1,0 +1,83 @@
+"""Confinement of the processes that run a guest: what they may see and touch of the host.
+
+The guest is not trusted, nor is its kernel: the boundary is what the host allows to the
+hypervisor's process.  Preferred is a mount namespace by bubblewrap.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+
+from apppot.host.plan import Shown
+
+VIEW = "/view"
+TEMPORARY = "/tmp"
+
+
+class Confinement(StrEnum):
+    """How a hypervisor's process is held."""
+
+    BUBBLEWRAP = "bubblewrap"
+    LANDLOCK = "landlock"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """How to start one confined process: the words in front of its own, and its two places."""
+
+    prefix: tuple[str, ...]
+    view: str
+    temporary: str
+
+
+def bubblewrap(
+    bwrap: str,
+    shown: tuple[Shown, ...],
+    *,
+    memory: int,
+    as_root: bool,
+    host_network: bool = False,
+    system: bool = False,
+) -> Sandbox:
+    """The words that start a process which sees only `shown`, under VIEW.
+
+    `memory` bytes of tmpfs hold the guest's memory file.  `system` adds the host's libraries
+    for helpers that are linked dynamically.
+    """
+    words = [bwrap, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    if as_root:
+        words += ["--cap-drop", "ALL"]
+    else:
+        words += ["--unshare-user"]
+    if not host_network:
+        words.append("--unshare-net")
+    words += ["--die-with-parent", "--clearenv", "--setenv", "TMPDIR", TEMPORARY]
+    words += ["--setenv", "HOME", TEMPORARY, "--setenv", "PATH", "/usr/bin:/bin"]
+    words += ["--size", str(memory), "--tmpfs", TEMPORARY, "--proc", "/proc", "--dev", "/dev"]
+    if system:
+        words += _system_words()
+    for item in shown:
+        kind = "--bind" if item.writable else "--ro-bind"
+        words += [kind, item.source, f"{VIEW}/{item.name}"]
+    words += ["--chdir", "/", "--"]
+    return Sandbox(tuple(words), VIEW, TEMPORARY)
+
+
+def _system_words() -> list[str]:
+    words = ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib64", "lib32"):
+        if os.path.islink(f"/{name}"):
+            words += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
+        elif os.path.isdir(f"/{name}"):
+            words += ["--ro-bind", f"/{name}", f"/{name}"]
+    for path in ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/run/systemd/resolve"):
+        words += ["--ro-bind-try", path, path]
+    return words
+
+
+def unconfined(view: str, temporary: str) -> Sandbox:
+    """No confinement: the process sees what the user sees."""
+    return Sandbox((), view, temporary)

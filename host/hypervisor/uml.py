@@ -1,0 +1,52 @@
+"""User-Mode Linux: the guest kernel is an ordinary process."""
+
+from __future__ import annotations
+
+import platform
+
+from apppot.host.hypervisor.base import Verdict
+from apppot.host.plan import Disk, LaunchPlan
+
+# The guest's device for each disk of the plan, in order.
+DEVICES = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
+CHANNEL = "/dev/ttyS0"
+
+
+class Uml:
+    """User-Mode Linux on x86-64."""
+
+    name = "uml"
+
+    def verdict(self) -> Verdict:
+        machine = platform.machine()
+        if machine != "x86_64":
+            return Verdict(False, f"User-Mode Linux needs x86_64, this is {machine}")
+        return Verdict(True, "needs nothing of the host")
+
+    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, channel_fd: int) -> list[str]:
+        kernel = plan.kernel
+        words = [f"{view}/kernel", f"mem={plan.memory >> 10}K"]
+        words += [_disk(number, disk, view) for number, disk in enumerate(plan.disks)]
+        words += ["root=/dev/ubda", "ro", "rootfstype=ext4", "init=/sbin/apppot-init"]
+        words += ["con=null", "con0=null,fd:2", f"ssl0=fd:{channel_fd}", "ssl=null"]
+        words += [f"uml_dir={scratch_dir}/", "umid=vm", "quiet", "panic=-1"]
+        if plan.network:
+            words.append(f"vec0:transport=bess,dst={view}/net/bess.sock,depth=64,gro=1,mtu=1500")
+        if "seccomp" in kernel.features:
+            words.append("seccomp=on")
+        if "ncpus" in kernel.features and plan.cpus > 1:
+            words.append(f"ncpus={plan.cpus}")
+        if kernel.lpj is not None:
+            words.append(f"lpj={kernel.lpj}")
+        words += [f"apppot.drive={DEVICES[1]}", f"apppot.channel={CHANNEL}"]
+        return words
+
+
+def _disk(number: int, disk: Disk, view: str) -> str:
+    # s: no lock on the file, which many guests and file systems without locks share; c: a COW
+    # header in the file is the user's data unless the plan says otherwise.
+    path = f"{view}/{disk.view_name}"
+    if disk.backing is not None:
+        return f"ubd{number}={path},{view}/{disk.backing}"
+    flags = "c" if disk.writable else "rsc"
+    return f"ubd{number}{flags}={path}"

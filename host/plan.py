@@ -1,0 +1,65 @@
+"""The launch plan: everything that a start needs, decided before anything is started.
+
+Frozen and pure: the same request on the same capabilities gives the same plan; only
+`apppot.host.launch` acts on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from apppot.guest.protocol.job import Job
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A host path that the virtual machine may use, under a short name in its view.
+
+    The view is a directory of names without odd characters: hypervisors split paths at commas
+    and colons.
+    """
+
+    name: str
+    source: str
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A block device of the guest: its name in the view, and whether it is written."""
+
+    view_name: str
+    writable: bool = False
+    backing: str | None = None  # UML copy-on-write: the view name of the file behind
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """The kernel to start and what it can do."""
+
+    path: str
+    release: str
+    digest: str
+    tuned: bool
+    features: frozenset[str] = frozenset()
+    lpj: int | None = None
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """One start of one virtual machine."""
+
+    kernel: KernelChoice
+    memory: int  # bytes
+    cpus: int
+    disks: tuple[Disk, ...]  # the first is the runtime, the second the config drive
+    shown: tuple[Shown, ...]
+    job: Job = field(compare=False)
+    network: bool = False
+    forwards: tuple[tuple[int, int], ...] = ()  # (host port, guest port), TCP
+    confine: str = "auto"
+    time_limit: float | None = None  # seconds
+    hello_timeout: float = 60.0  # seconds
+    scratch: int | None = None  # bytes of a disk for the writable layer
+    log: str | None = None  # file that gets the guest's console
+    embedded: bool = False

@@ -1,0 +1,212 @@
+"""Where the pot's kernel and runtime are, and what the kernel can do.
+
+On the launcher's way to the hypervisor: imports os, json and dataclasses only.  What needs a
+process (an unknown kernel) is in `probe`, imported when it is needed, its answer cached.
+
+    POT/pot.json                        what is current
+    POT/kernel/<digest>/linux           POT/runtime/<digest>/runtime.ext4
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from apppot.host.errors import PotError
+from apppot.host.paths import cache_home, pot_home
+from apppot.host.pot.state import read_json, write_json
+
+MANIFEST = "pot.json"
+BUILD_HINT = "build it with `apppot pot build`, or bring one with `apppot pot import FILE.tar`"
+KERNEL_HINT = "`apppot pot build` builds a kernel that starts ten times faster"
+STOCK_KERNELS = ("linux.uml", "linux")
+STOCK_MODULES = "/usr/lib/uml/modules"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A User-Mode Linux kernel.  `features` are words of its command line that it knows.
+
+    `tuned`: one of ours, with every driver built in and the patches that keep data safe.
+    `modules` is the host directory with its modules, for one that needs some.
+    """
+
+    path: str
+    release: str
+    digest: str
+    tuned: bool
+    features: frozenset[str]
+    modules: str | None
+
+
+@dataclass(frozen=True)
+class Pot:
+    """What the launcher brings along: a kernel, and the runtime as a file system image."""
+
+    kernel: Kernel
+    runtime: str
+    runtime_digest: str
+
+
+def find_pot(home: str | None = None, kernel: str | None = None) -> Pot:
+    """The pot in `home` (default: pot_home()), with the kernel file `kernel` where given.
+
+    Without a kernel in the pot, Debian's stock user-mode-linux on PATH is taken.  Raises
+    PotError where kernel or runtime are missing or damaged.
+    """
+    root = pot_home() if home is None else home
+    manifest = _manifest(root)
+    runtime, digest = _runtime(root, manifest)
+    return Pot(_kernel(root, manifest, kernel), runtime, digest)
+
+
+def find_kernel(home: str | None = None, kernel: str | None = None) -> Kernel:
+    """The kernel that `find_pot` would take; raises PotError where there is none."""
+    root = pot_home() if home is None else home
+    return _kernel(root, _manifest(root), kernel)
+
+
+def _manifest(root: str) -> dict[str, object]:
+    path = os.path.join(root, MANIFEST)
+    manifest = read_json(path)
+    if manifest is None and os.path.exists(path):
+        raise PotError(f"{path} is damaged or of another version of AppPot", BUILD_HINT)
+    return manifest or {}
+
+
+def _entry(manifest: dict[str, object], name: str) -> dict[str, object] | None:
+    entry = manifest.get(name)
+    return entry if isinstance(entry, dict) and isinstance(entry.get("path"), str) else None
+
+
+def _runtime(root: str, manifest: dict[str, object]) -> tuple[str, str]:
+    entry = _entry(manifest, "runtime")
+    if entry is None:
+        raise PotError(f"there is no runtime in the pot {root}", BUILD_HINT)
+    path = os.path.join(root, str(entry["path"]))
+    if not os.access(path, os.R_OK):
+        raise PotError(f"the pot's runtime {path} is missing or unreadable", BUILD_HINT)
+    return path, str(entry["digest"])
+
+
+def _kernel(root: str, manifest: dict[str, object], wanted: str | None) -> Kernel:
+    if wanted is not None:
+        return _probed(wanted)
+    entry = _entry(manifest, "kernel")
+    if entry is not None:
+        return _tuned(os.path.join(root, str(entry["path"])), entry)
+    stock = stock_kernel()
+    if stock is None:
+        raise PotError("there is no kernel in the pot, and no user-mode-linux", BUILD_HINT)
+    return _probed(stock)
+
+
+def _tuned(path: str, entry: dict[str, object]) -> Kernel:
+    if not os.access(path, os.X_OK):
+        raise PotError(f"the pot's kernel {path} is missing or not executable", BUILD_HINT)
+    words = entry.get("features")
+    features = frozenset(str(word) for word in words) if isinstance(words, list) else frozenset()
+    return Kernel(path, str(entry["release"]), str(entry["digest"]), True, features, None)
+
+
+def stock_kernel() -> str | None:
+    """Debian's kernel on PATH (package user-mode-linux), or None."""
+    for name in STOCK_KERNELS:
+        for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+            path = os.path.join(folder, name)
+            if folder and os.path.isfile(path) and os.access(path, os.X_OK):
+                return path
+    return None
+
+
+def _probed(path: str) -> Kernel:
+    """What a kernel file that is not the pot's says of itself, from the cache where it can."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise PotError(f"the kernel {path} cannot be used: {error.strerror}") from error
+    name = probe_key(os.path.realpath(path), stat.st_mtime_ns, stat.st_size)
+    cached = os.path.join(cache_home(), "kernels", name)
+    facts = read_json(cached)
+    if facts is None:
+        from apppot.host.pot.probe import probe_kernel
+
+        facts = probe_kernel(path)
+        _keep(cached, facts)
+    return kernel_from_facts(path, facts)
+
+
+def kernel_from_facts(path: str, facts: dict[str, object]) -> Kernel:
+    """A Kernel from what `probe_kernel` found; one that knows anon_around is one of ours."""
+    words = facts.get("features")
+    features = frozenset(str(word) for word in words) if isinstance(words, list) else frozenset()
+    release = str(facts["release"])
+    modules = os.path.join(STOCK_MODULES, release)
+    return Kernel(
+        path=os.path.abspath(path),
+        release=release,
+        digest=str(facts["digest"]),
+        tuned="anon_around" in features,
+        features=features,
+        modules=modules if os.path.isdir(modules) else None,
+    )
+
+
+def probe_key(path: str, mtime_ns: int, size: int) -> str:
+    """The name of the cached answer for one state of a kernel file."""
+    return f"{_hash(f'{path}\0{mtime_ns}\0{size}')}.json"
+
+
+def _hash(text: str) -> str:
+    # _sha256 is the C module under hashlib, whose import costs OpenSSL's start.
+    try:
+        from _sha256 import sha256
+    except ImportError:
+        from hashlib import sha256
+    return str(sha256(os.fsencode(text)).hexdigest())[:32]
+
+
+def _keep(path: str, value: dict[str, object]) -> None:
+    """Cache what was found; a host where that is not possible asks again each time."""
+    try:
+        write_json(path, value)
+    except OSError:
+        pass
+
+
+def lpj_for(kernel: Kernel) -> int | None:
+    """Loops per jiffy as measured for this kernel on this machine; None: not measured yet."""
+    facts = read_json(_lpj_path(kernel))
+    value = facts.get("lpj") if facts else None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def remember_lpj(kernel: Kernel, value: int) -> None:
+    """Keep what a boot of this kernel on this machine calibrated."""
+    _keep(_lpj_path(kernel), {"lpj": value})
+
+
+def _lpj_path(kernel: Kernel) -> str:
+    return os.path.join(cache_home(), "lpj", _hash(f"{kernel.digest}\0{_machine()}") + ".json")
+
+
+def _machine() -> str:
+    """What makes a machine calibrate as it does: its id, processor and nominal frequency."""
+    # The first records suffice: all of /proc/cpuinfo takes milliseconds on a large host.
+    records = _head("/proc/cpuinfo", 2048).splitlines()
+    model = next((line for line in records if line.startswith("model name")), "")
+    base = _head("/sys/devices/system/cpu/cpu0/cpufreq/base_frequency", 64)
+    return "\0".join((_head("/etc/machine-id", 64), model, base))
+
+
+def _head(path: str, size: int) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, size).decode(errors="replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
