@@ -154,7 +154,7 @@ def kernel_from_facts(path: str, facts: dict[str, object]) -> Kernel:
 
 def probe_key(path: str, mtime_ns: int, size: int) -> str:
     """The name of the cached answer for one state of a kernel file."""
-    return f"{_hash(f'{path}\0{mtime_ns}\0{size}')}.json"
+    return _hash(f"{path}\0{mtime_ns}\0{size}") + ".json"
 
 
 def _hash(text: str) -> str:
