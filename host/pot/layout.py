@@ -1,6 +1,7 @@
 """Where the pot's kernel and runtime are, and what the kernel can do.
 
-On the launcher's way to the hypervisor: imports os, json and dataclasses only.  What needs a
+On the launcher's way to the hypervisor: imports os, json and dataclasses only
+(and contextlib, which dataclasses brings along).  What needs a
 process (an unknown kernel) is in `probe`, imported when it is needed, its answer cached.
 
     POT/pot.json                        what is current
@@ -10,6 +11,7 @@ process (an unknown kernel) is in `probe`, imported when it is needed, its answe
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from apppot.host.errors import PotError
@@ -160,7 +162,7 @@ def probe_key(path: str, mtime_ns: int, size: int) -> str:
 def _hash(text: str) -> str:
     # _sha256 is the C module under hashlib, whose import costs OpenSSL's start.
     try:
-        from _sha256 import sha256
+        from _sha256 import sha256  # type: ignore[import-not-found]
     except ImportError:
         from hashlib import sha256
     return str(sha256(os.fsencode(text)).hexdigest())[:32]
@@ -168,10 +170,8 @@ def _hash(text: str) -> str:
 
 def _keep(path: str, value: dict[str, object]) -> None:
     """Cache what was found; a host where that is not possible asks again each time."""
-    try:
+    with suppress(OSError):
         write_json(path, value)
-    except OSError:
-        pass
 
 
 def lpj_for(kernel: Kernel) -> int | None:

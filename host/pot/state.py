@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 
 
 def read_json(path: str, version: int = 1) -> dict[str, object] | None:
@@ -30,10 +31,8 @@ def write_json(path: str, value: dict[str, object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        try:
+        with suppress(OSError):
             os.unlink(temporary)
-        except OSError:
-            pass
         raise
 
 
