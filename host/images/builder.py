@@ -1,0 +1,291 @@
+"""Build a base image from a recipe: mmdebstrap's tar goes straight into squashfs."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import io
+import os
+import platform
+import re
+import shlex
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+from apppot.host import paths, process
+from apppot.host.errors import ApppotError, BuildError, ImageError
+from apppot.host.images import apt, pack, store
+from apppot.host.images.recipe import Recipe, RecipeFile
+from apppot.host.progress import Progress
+
+# Part of the cache key: raise it when the way of building changes the result.
+BUILDER_VERSION = 1
+INSTALL_HINT = "apt-get install mmdebstrap squashfs-tools"
+MERGED_USR_HOOK = "/usr/share/mmdebstrap/hooks/merged-usr"
+PIN_FILE = "etc/apt/preferences.d/apppot-build"
+# What the build needs and the image must not keep: the machine's name, resolver and proxy.
+BUILD_ONLY = (
+    "etc/resolv.conf",
+    "etc/hostname",
+    "etc/apt/apt.conf.d/99mmdebstrap",
+    "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    PIN_FILE,
+    "var/cache/apt/archives/lock",
+)
+# Thousandths of the bar at which the essential packages, the others and packing end.
+PHASE_ENDS = (350, 800)
+PACKED = 1000
+COUNT_LINE = re.compile(r"\d+ upgraded, (\d+) newly installed")
+STEP_LINE = re.compile(r"(Unpacking|Setting up) (\S+)")
+
+
+class BuildMode(StrEnum):
+    """How mmdebstrap gets the right to create files of other owners."""
+
+    ROOT = "root"
+    UNSHARE = "unshare"
+
+
+def build(recipe: Recipe, name: str = "", *, force: bool = False) -> tuple[store.Record, bool]:
+    """Build `recipe` into the user's store under its own name or `name` (NAME[:VERSION]).
+
+    Returns the image's record and whether it was there already: the same recipe on the same
+    state of the package archive is not built again unless `force`.  Raises BuildError.
+    """
+    label, version = _label(recipe, name)
+    keyring = apt.keyring()
+    lines = [
+        source.line(keyring)
+        for source in apt.sources(recipe.suite, recipe.mirror, recipe.components)
+    ]
+    state = _archive_state(lines)
+    key = cache_key(recipe, lines, state)
+    known = None if force else store.find_build(key)
+    if known is not None:
+        store.tag(store.user_store(), label, version, known.digest)
+        return known, True
+    mode = choose_mode()
+    epoch = state.epoch if recipe.epoch is None else recipe.epoch
+    with store.workspace() as folder:
+        image = os.path.join(folder, "image")
+        _bootstrap(recipe, lines, mode, epoch, folder, image)
+        record = store.add(image, _record(recipe, label, version, image))
+    store.remember_build(key, record.digest)
+    return record, False
+
+
+def _label(recipe: Recipe, name: str) -> tuple[str, str]:
+    label, _, version = name.partition(":")
+    label, version = label or recipe.name, version or recipe.version
+    store.check_name(label, version)
+    return label, version
+
+
+def cache_key(recipe: Recipe, lines: Sequence[str], state: apt.ArchiveState) -> str:
+    """A digest of all that decides about the image."""
+    inputs = (BUILDER_VERSION, platform.machine(), recipe.inputs(), tuple(lines), state)
+    return hashlib.sha256(repr(inputs).encode()).hexdigest()
+
+
+def _archive_state(lines: Sequence[str]) -> apt.ArchiveState:
+    name = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return apt.archive_state(lines, os.path.join(paths.cache_home(), "apt", name))
+
+
+def _record(recipe: Recipe, name: str, version: str, image: str) -> store.Record:
+    return store.Record(
+        digest="",
+        name=name,
+        version=version,
+        format="squashfs",
+        size=0,
+        distribution=pack.distribution(image) or f"Debian {recipe.suite}",
+        description=recipe.description,
+        recipe=os.path.basename(recipe.path),
+        command=recipe.command,
+        env=dict(recipe.env),
+        workdir=recipe.workdir,
+        user=recipe.user,
+    )
+
+
+# --- the right to build ------------------------------------------------------------------------
+
+
+def choose_mode() -> BuildMode:
+    """How this caller can build; raises BuildError with what is missing."""
+    if os.geteuid() == 0:
+        return BuildMode.ROOT
+    problem = _unshare_problem()
+    if problem:
+        raise BuildError(
+            f"building as an ordinary user: {problem[0]}",
+            f"{problem[1]}; building inside a VM, which needs none of this, comes with a later "
+            "version",
+        )
+    return BuildMode.UNSHARE
+
+
+def _unshare_problem() -> tuple[str, str] | None:
+    """(what is missing, what the administrator can do) for a user namespace with many ids."""
+    done = process.run(["unshare", "--user", "true"], check=False, timeout=30)
+    if done.returncode:
+        return "user namespaces are not allowed here", "ask for user.max_user_namespaces > 0"
+    if shutil.which("newuidmap") is None:
+        return "newuidmap is missing", "apt-get install uidmap"
+    user = getpass.getuser()
+    for path in ("/etc/subuid", "/etc/subgid"):
+        if not _has_range(path, user):
+            ranges = "--add-subuids 100000-165535 --add-subgids 100000-165535"
+            return f"{path} gives {user} no ids", f"usermod {ranges} {user}"
+    return None
+
+
+def _has_range(path: str, user: str) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            owners = {line.split(":", 1)[0] for line in handle}
+    except OSError:
+        return False
+    return bool(owners & {user, str(os.getuid())})
+
+
+# --- mmdebstrap --------------------------------------------------------------------------------
+
+
+def bootstrap_argv(
+    recipe: Recipe, mode: BuildMode, options: str, listing: str, extra: str, target: str
+) -> list[str]:
+    """mmdebstrap's command line.
+
+    `options` is a file of apt options, `listing` the sources.list, `extra` a tar of the
+    recipe's files ("" for none), `target` a FIFO that takes the tar.
+    """
+    # The pin keeps usrmerge, and with it perl, out of a tree that is merged from the start.
+    pin = (
+        'mkdir -p "$1/etc/apt/preferences.d"; '
+        "printf 'Package: usrmerge\\nPin: release *\\nPin-Priority: -1\\n'"
+        f' > "$1/{PIN_FILE}"'
+    )
+    clean = " ".join(f'"$1/{path}"' for path in BUILD_ONLY)
+    argv = [
+        # An orphaned mmdebstrap would wait for a reader of its FIFO for ever.
+        *("setpriv", "--pdeathsig", "TERM", "--"),
+        *("mmdebstrap", "--verbose", f"--mode={mode}", "--variant=minbase", "--format=tar"),
+        *(f"--aptopt={options}", "--dpkgopt=force-unsafe-io"),
+        f"--include={','.join(('usr-is-merged', *recipe.packages))}",
+        *(f"--hook-dir={MERGED_USR_HOOK}", f"--setup-hook={pin}"),
+        f"--customize-hook=rm -f {clean}",
+    ]
+    if extra:
+        argv.append(f"--customize-hook=tar-in {shlex.quote(extra)} /")
+    return [*argv, recipe.suite, target, listing]
+
+
+def _bootstrap(
+    recipe: Recipe, lines: Iterable[str], mode: BuildMode, epoch: int, folder: str, image: str
+) -> None:
+    options, listing = os.path.join(folder, "apt.conf"), os.path.join(folder, "sources.list")
+    _write(options, "".join(line + "\n" for line in apt.machine_options()))
+    _write(listing, "".join(line + "\n" for line in lines))
+    extra = os.path.join(folder, "files.tar") if recipe.files else ""
+    if extra:
+        _write_bytes(extra, files_tar(recipe.files, epoch))
+    # The namespace's root is another user outside: it must reach these files, and only these.
+    os.chmod(folder, 0o711)
+    fifo = os.path.join(folder, "fifo")
+    os.mkfifo(fifo, 0o600)
+    argv = bootstrap_argv(recipe, mode, options, listing, extra, fifo)
+    env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C.UTF-8"}
+    with Progress(f"building {recipe.name}", PACKED) as progress:
+        watcher = BuildWatcher(progress)
+        with pack.Packer(image, epoch, clamp=True) as packer:
+            forward = _Forward(fifo, packer.writer)
+            try:
+                process.run_lines(argv, watcher.line, env=env, hint=INSTALL_HINT)
+            except ApppotError as error:
+                raise BuildError(error.cause, error.hint) from None
+            finally:
+                forward.finish()
+
+
+class _Forward:
+    """Moves mmdebstrap's tar from its FIFO into the packer's pipe, in a thread."""
+
+    def __init__(self, fifo: str, target: int) -> None:
+        # Non-blocking only for the open, which would otherwise wait for mmdebstrap; the
+        # writing end held here keeps the stream open until `finish`.
+        self._reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._writer = os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)
+        os.set_blocking(self._reader, True)
+        self._target = target
+        self._thread = threading.Thread(target=self._move, daemon=True)
+        self._thread.start()
+
+    def _move(self) -> None:
+        try:
+            pack.stream(self._target, lambda size: os.read(self._reader, size))
+        except BrokenPipeError:
+            pass  # the packer died; it reports why
+        finally:
+            os.close(self._reader)  # so that mmdebstrap does not wait for ever
+
+    def finish(self) -> None:
+        """Call when the writer has ended: waits until all is handed on."""
+        os.close(self._writer)
+        self._thread.join()
+
+
+class BuildWatcher:
+    """Turns mmdebstrap's lines into progress: two sets of packages, each unpacked and set up."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._phase = -1
+        self._steps = 0
+        self._done = 0
+
+    def line(self, text: str) -> None:
+        """Take one line of output."""
+        count = COUNT_LINE.match(text)
+        if count and self._phase + 1 < len(PHASE_ENDS):
+            self._phase += 1
+            self._steps, self._done = max(1, 2 * int(count[1])), 0
+        step = STEP_LINE.match(text)
+        if step and self._phase >= 0:
+            self._done += 1
+            self._progress.update(self._position(), f"{step[1].lower()} {step[2]}")
+        elif text.startswith("I: creating tarball"):
+            self._progress.update(PHASE_ENDS[-1], "compressing")
+
+    def _position(self) -> int:
+        start = PHASE_ENDS[self._phase - 1] if self._phase else 0
+        length = PHASE_ENDS[self._phase] - start
+        return start + length * min(self._done, self._steps) // self._steps
+
+
+def files_tar(files: Iterable[RecipeFile], epoch: int) -> bytes:
+    """The recipe's files as a tar, all root's, with missing directories left to the image."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for file in files:
+            member = tarfile.TarInfo(file.path.lstrip("/"))
+            member.size, member.mode, member.mtime = len(file.content), file.mode, epoch
+            member.uname = member.gname = "root"
+            archive.addfile(member, io.BytesIO(file.content))
+    return buffer.getvalue()
+
+
+def _write(path: str, text: str) -> None:
+    _write_bytes(path, text.encode())
+
+
+def _write_bytes(path: str, content: bytes) -> None:
+    try:
+        with open(path, "wb") as handle:
+            handle.write(content)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,254 @@
+"""What kind of image a file is, from its first kilobytes.
+
+On the way of every `apppot run`: reads at most three small blocks and imports only os, struct,
+enum and dataclasses.  Numbers from a superblock are data of a stranger: all are bounds-checked.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+
+from apppot.host.errors import ImageError
+
+HEAD_BYTES = 8192
+SECTOR = 512
+LINUX_MBR_TYPES = frozenset({0x83, 0x8E, 0xFD})
+GPT_LINUX_TYPES = frozenset(
+    {
+        bytes.fromhex("af3dc60f838472478e793d69d8477de4"),  # Linux file system data
+        bytes.fromhex("e3bc684fcde8b14d96e7fbcaf984b709"),  # Linux root, x86-64
+    }
+)
+MAX_GPT_ENTRIES = 128
+SQUASHFS_COMPRESSION = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+TAR_COMPRESSION = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+)
+RECOPY = "copy or download the file again; this one is incomplete"
+IMPORT = "import it first: apppot image import FILE"
+
+
+class ImageFormat(StrEnum):
+    """The kinds of file that AppPot recognises."""
+
+    SQUASHFS = "squashfs"
+    EROFS = "erofs"
+    EXT4 = "ext4"
+    RAW = "raw"
+    COW = "cow"
+    TAR = "tar"
+    SIF = "sif"
+
+    @property
+    def bootable(self) -> bool:
+        """Whether a guest can mount it as it is; the others are imported first."""
+        return self not in (ImageFormat.TAR, ImageFormat.SIF)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a file's own header says.
+
+    `size` is the file's length in bytes; `detail` a word for people (compression, "ext3",
+    "gpt").  `offset` and `length` (bytes) place the first Linux partition of a raw disk;
+    `backing` is a COW file's base; `dirty` says that a journal must be replayed before a
+    read-only mount works.
+    """
+
+    format: ImageFormat
+    size: int
+    detail: str = ""
+    offset: int = 0
+    length: int = 0
+    backing: str = ""
+    dirty: bool = False
+
+
+def probe(path: str | os.PathLike[str]) -> Probed:
+    """Recognise the file at `path`.
+
+    Raises ImageError for what is missing, unreadable, empty, truncated or of no known kind,
+    and never anything else.
+    """
+    name = os.fspath(path)
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ImageError(f"image {name!r} does not exist", "apppot image list") from None
+    except PermissionError:
+        raise ImageError(
+            f"image {name!r} cannot be read: permission denied", f"ls -l {name}; id"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"image {name!r} cannot be opened: {error}") from None
+    try:
+        return probe_descriptor(handle, name)
+    finally:
+        os.close(handle)
+
+
+def probe_descriptor(handle: int, name: str) -> Probed:
+    """As `probe`, on an open descriptor; `name` is for messages."""
+    try:
+        size = _size(handle, name)
+        head = os.pread(handle, HEAD_BYTES, 0)
+        if not head:
+            raise ImageError(f"image {name!r} is empty", RECOPY)
+        for recognise in (_squashfs, _erofs, _ext, _sif, _cow, _tar):
+            found = recognise(head, size, name)
+            if found is not None:
+                return found
+        disk = _disk(handle, head, size, name)
+    except OSError as error:
+        raise ImageError(f"image {name!r} cannot be read: {error.strerror}") from None
+    if disk is not None:
+        return disk
+    raise ImageError(
+        f"image {name!r} is of no kind that AppPot knows",
+        "squashfs, EROFS, ext2/3/4, a raw disk with partitions, or a tar to import",
+    )
+
+
+def require_bootable(probed: Probed, name: str) -> None:
+    """Raise ImageError where a guest could not mount the file as it is."""
+    if not probed.format.bootable:
+        kind = f"{probed.format} ({probed.detail})" if probed.detail else str(probed.format)
+        raise ImageError(f"{name!r} is a {kind} archive, not a mountable image", IMPORT)
+    if probed.dirty:
+        raise ImageError(
+            f"{name!r} was not unmounted cleanly: its journal must be replayed",
+            f"e2fsck -fy {name}",
+        )
+
+
+def _size(handle: int, name: str) -> int:
+    mode = os.fstat(handle).st_mode
+    kind = mode & 0o170000
+    if kind == 0o040000:
+        raise ImageError(
+            f"image {name!r} is a directory",
+            "pack it: tar -C DIR -c . | apppot image import - --name NAME",
+        )
+    if kind not in (0o100000, 0o060000):
+        raise ImageError(f"image {name!r} is neither a file nor a block device")
+    return os.lseek(handle, 0, os.SEEK_END)
+
+
+def _check_length(name: str, kind: str, size: int, wanted: int) -> None:
+    if size < wanted:
+        raise ImageError(f"{kind} image {name!r} is truncated: {size} of {wanted} bytes", RECOPY)
+
+
+def _squashfs(head: bytes, size: int, name: str) -> Probed | None:
+    if head[:4] != b"hsqs":
+        return None
+    _check_length(name, "squashfs", size, 96)
+    (compression,) = struct.unpack_from("<H", head, 20)
+    (major,) = struct.unpack_from("<H", head, 28)
+    if major != 4:
+        raise ImageError(f"{name!r} is squashfs version {major}", "make it again with version 4")
+    _check_length(name, "squashfs", size, struct.unpack_from("<Q", head, 40)[0])
+    detail = SQUASHFS_COMPRESSION.get(compression, f"compression {compression}")
+    return Probed(ImageFormat.SQUASHFS, size, detail)
+
+
+def _erofs(head: bytes, size: int, name: str) -> Probed | None:
+    if head[1024:1028] != b"\xe2\xe1\xf5\xe0":
+        return None
+    _check_length(name, "EROFS", size, 1024 + 128)
+    bits = head[1024 + 12]
+    if not 9 <= bits <= 16:
+        raise ImageError(f"EROFS image {name!r} is damaged: block size 2^{bits}", RECOPY)
+    blocks = struct.unpack_from("<I", head, 1024 + 36)[0]
+    _check_length(name, "EROFS", size, blocks << bits)
+    return Probed(ImageFormat.EROFS, size)
+
+
+def _ext(head: bytes, size: int, name: str) -> Probed | None:
+    if head[1080:1082] != b"\x53\xef":
+        return None
+    _check_length(name, "ext", size, 2048)
+    (log_size,) = struct.unpack_from("<I", head, 1024 + 24)
+    compat, incompat = struct.unpack_from("<II", head, 1024 + 92)
+    blocks: int = struct.unpack_from("<I", head, 1024 + 4)[0]
+    if incompat & 0x80:  # 64bit
+        blocks |= struct.unpack_from("<I", head, 1024 + 0x150)[0] << 32
+    if log_size > 6 or not blocks:
+        raise ImageError(f"ext image {name!r} has a damaged superblock", f"e2fsck -fn {name}")
+    _check_length(name, "ext", size, blocks << (10 + log_size))
+    older = "ext3" if compat & 0x4 else "ext2"
+    detail = "ext4" if incompat & 0x2C0 else older  # extents, 64bit, flex_bg: only ext4
+    return Probed(ImageFormat.EXT4, size, detail, dirty=bool(incompat & 0x4))
+
+
+def _sif(head: bytes, size: int, name: str) -> Probed | None:
+    if head[32:42] != b"SIF_MAGIC\x00":
+        return None
+    return Probed(ImageFormat.SIF, size)
+
+
+def _cow(head: bytes, size: int, name: str) -> Probed | None:
+    if head[:4] not in (b"OOOM", b"MOOO"):
+        return None
+    order = ">" if head[:4] == b"OOOM" else "<"
+    _check_length(name, "COW", size, 16)
+    (version,) = struct.unpack_from(order + "I", head, 4)
+    # Versions 1 and 2 hold the name in 256 and 4096 bytes right behind the version; version 3
+    # has time, size, sector size, alignment and format (28 bytes) between them.
+    starts = {1: (8, 256), 2: (8, 4096), 3: (36, 4096)}
+    if version not in starts:
+        raise ImageError(f"COW file {name!r} has unknown version {version}")
+    start, length = starts[version]
+    backing = head[start : start + length].split(b"\0", 1)[0]
+    return Probed(ImageFormat.COW, size, f"version {version}", backing=os.fsdecode(backing))
+
+
+def _tar(head: bytes, size: int, name: str) -> Probed | None:
+    for magic, compression in TAR_COMPRESSION:
+        if head.startswith(magic):
+            return Probed(ImageFormat.TAR, size, compression)
+    if head[257:262] == b"ustar":
+        return Probed(ImageFormat.TAR, size, "plain")
+    return None
+
+
+def _disk(handle: int, head: bytes, size: int, name: str) -> Probed | None:
+    """A partition table with at least one Linux partition."""
+    if len(head) < SECTOR or head[510:512] != b"\x55\xaa":
+        return None
+    gpt = head[SECTOR : SECTOR + 8] == b"EFI PART"
+    place = _gpt_linux(handle, head) if gpt else _mbr_linux(head)
+    if place is None:
+        raise ImageError(
+            f"disk image {name!r} has no Linux partition", "give the image of the partition itself"
+        )
+    offset, length = place
+    _check_length(name, "disk", size, offset + length)
+    return Probed(ImageFormat.RAW, size, "gpt" if gpt else "mbr", offset, length)
+
+
+def _mbr_linux(head: bytes) -> tuple[int, int] | None:
+    for index in range(4):
+        entry = head[446 + 16 * index : 462 + 16 * index]
+        first, count = struct.unpack_from("<II", entry, 8)
+        if entry[4] in LINUX_MBR_TYPES and first and count:
+            return first * SECTOR, count * SECTOR
+    return None
+
+
+def _gpt_linux(handle: int, head: bytes) -> tuple[int, int] | None:
+    table, count, width = struct.unpack_from("<QII", head, SECTOR + 72)
+    if not 128 <= width <= 4096 or table >= 1 << 48:
+        return None
+    entries = os.pread(handle, min(count, MAX_GPT_ENTRIES) * width, table * SECTOR)
+    for start in range(0, len(entries) - 127, width):
+        first, last = struct.unpack_from("<QQ", entries, start + 32)
+        if entries[start : start + 16] in GPT_LINUX_TYPES and 0 < first <= last:
+            return first * SECTOR, (last - first + 1) * SECTOR
+    return None
