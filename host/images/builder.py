@@ -22,7 +22,7 @@ from apppot.host.images.recipe import Recipe, RecipeFile
 from apppot.host.progress import Progress
 
 # Part of the cache key: raise it when the way of building changes the result.
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 INSTALL_HINT = "apt-get install mmdebstrap squashfs-tools"
 MERGED_USR_HOOK = "/usr/share/mmdebstrap/hooks/merged-usr"
 PIN_FILE = "etc/apt/preferences.d/apppot-build"
@@ -157,11 +157,11 @@ def _has_range(path: str, user: str) -> bool:
 
 
 def bootstrap_argv(
-    recipe: Recipe, mode: BuildMode, options: str, listing: str, extra: str, target: str
+    recipe: Recipe, mode: BuildMode, options: str, lines: Iterable[str], extra: str, target: str
 ) -> list[str]:
     """mmdebstrap's command line.
 
-    `options` is a file of apt options, `listing` the sources.list, `extra` a tar of the
+    `options` is a file of apt options, `lines` the image's sources.list, `extra` a tar of the
     recipe's files ("" for none), `target` a FIFO that takes the tar.
     """
     # The pin keeps usrmerge, and with it perl, out of a tree that is merged from the start.
@@ -182,15 +182,14 @@ def bootstrap_argv(
     ]
     if extra:
         argv.append(f"--customize-hook=tar-in {shlex.quote(extra)} /")
-    return [*argv, recipe.suite, target, listing]
+    return [*argv, recipe.suite, target, *lines]
 
 
 def _bootstrap(
     recipe: Recipe, lines: Iterable[str], mode: BuildMode, epoch: int, folder: str, image: str
 ) -> None:
-    options, listing = os.path.join(folder, "apt.conf"), os.path.join(folder, "sources.list")
-    _write(options, "".join(line + "\n" for line in apt.machine_options()))
-    _write(listing, "".join(line + "\n" for line in lines))
+    options = os.path.join(folder, "apt.conf")
+    _write_bytes(options, "".join(line + "\n" for line in apt.machine_options()).encode())
     extra = os.path.join(folder, "files.tar") if recipe.files else ""
     if extra:
         _write_bytes(extra, files_tar(recipe.files, epoch))
@@ -198,7 +197,7 @@ def _bootstrap(
     os.chmod(folder, 0o711)
     fifo = os.path.join(folder, "fifo")
     os.mkfifo(fifo, 0o600)
-    argv = bootstrap_argv(recipe, mode, options, listing, extra, fifo)
+    argv = bootstrap_argv(recipe, mode, options, lines, extra, fifo)
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C.UTF-8"}
     with Progress(f"building {recipe.name}", PACKED) as progress:
         watcher = BuildWatcher(progress)
@@ -277,10 +276,6 @@ def files_tar(files: Iterable[RecipeFile], epoch: int) -> bytes:
             member.uname = member.gname = "root"
             archive.addfile(member, io.BytesIO(file.content))
     return buffer.getvalue()
-
-
-def _write(path: str, text: str) -> None:
-    _write_bytes(path, text.encode())
 
 
 def _write_bytes(path: str, content: bytes) -> None:

@@ -58,6 +58,11 @@ class Packer:
         if kind is None:
             _set_root_time(self.target, self.epoch)
 
+    @property
+    def failed(self) -> bool:
+        """Whether sqfstar has ended with an error."""
+        return self._failure is not None
+
     def _pack(self) -> None:
         argv: list[str] = [*SQFSTAR]
         env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
@@ -80,12 +85,25 @@ class Packer:
             os.close(self._reader)
 
 
-def stream(file_descriptor: int, read: Callable[[int], bytes], chunk: int = 1 << 20) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` into a pipe or file."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of `data` into a file at `offset`."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def stream(descriptor: int, read: Callable[[int], bytes], chunk: int = 1 << 20) -> None:
     """Write everything that `read` gives into a pipe."""
     while data := read(chunk):
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file_descriptor, view) :]
+        write_all(descriptor, data)
 
 
 def _set_root_time(path: str, epoch: int) -> None:

@@ -209,13 +209,31 @@ def _cow(head: bytes, size: int, name: str) -> Probed | None:
     return Probed(ImageFormat.COW, size, f"version {version}", backing=os.fsdecode(backing))
 
 
-def _tar(head: bytes, size: int, name: str) -> Probed | None:
+def tar_compression(head: bytes) -> str | None:
+    """ "plain" or the compression of a tar that begins with `head`; None where it is no tar.
+
+    What is behind a compression's magic shows only when it is read.
+    """
     for magic, compression in TAR_COMPRESSION:
         if head.startswith(magic):
-            return Probed(ImageFormat.TAR, size, compression)
-    if head[257:262] == b"ustar":
-        return Probed(ImageFormat.TAR, size, "plain")
-    return None
+            return compression
+    return "plain" if _tar_checksum_holds(head[:SECTOR]) else None
+
+
+def _tar_checksum_holds(header: bytes) -> bool:
+    """Whether a 512-byte tar header has the right sum, which archives of every age carry."""
+    if len(header) < SECTOR:
+        return False
+    try:
+        wanted = int(header[148:156].strip(b" \0"), 8)
+    except ValueError:
+        return False
+    return wanted == sum(header[:148]) + 8 * 0x20 + sum(header[156:])
+
+
+def _tar(head: bytes, size: int, name: str) -> Probed | None:
+    compression = tar_compression(head)
+    return Probed(ImageFormat.TAR, size, compression) if compression else None
 
 
 def _disk(handle: int, head: bytes, size: int, name: str) -> Probed | None:

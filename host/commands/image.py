@@ -1,0 +1,168 @@
+"""`apppot image`: build, import, list and inspect images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apppot.host.images.store import Record
+
+SHORT_DIGEST = 12
+BYTES_STEP = 1024.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands of `apppot image`."""
+    parser.set_defaults(func=lambda _: _help(parser))
+    actions = parser.add_subparsers(
+        dest="image_command", metavar="ACTION", parser_class=type(parser)
+    )
+
+    text = "build an image from a recipe"
+    build = actions.add_parser("build", help=text, description=text, allow_abbrev=False)
+    build.add_argument("recipe", metavar="RECIPE", help="a recipe's name or file")
+    build.add_argument("--name", default="", metavar="NAME[:VERSION]", help="not the recipe's own")
+    build.add_argument("--force", action="store_true", help="build even if nothing changed")
+    build.add_argument("--json", action="store_true", help="print the image's record as JSON")
+    build.set_defaults(func=_build)
+
+    text = "import a tar, or a squashfs, EROFS, ext4 or disk image"
+    load = actions.add_parser("import", help=text, description=text, allow_abbrev=False)
+    load.add_argument("file", metavar="FILE", help="the file, or - for standard input")
+    load.add_argument("--name", default="", metavar="NAME[:VERSION]", help="default: the file's")
+    load.add_argument("--command", default="", help="default command: words, or a JSON list")
+    load.add_argument("--json", action="store_true", help="print the image's record as JSON")
+    load.set_defaults(func=_import)
+
+    text = "list the images"
+    table = actions.add_parser("list", help=text, description=text, allow_abbrev=False)
+    table.add_argument("--json", action="store_true", help="print JSON")
+    table.set_defaults(func=_list)
+
+    text = "show what is known about an image"
+    inspect = actions.add_parser("inspect", help=text, description=text, allow_abbrev=False)
+    inspect.add_argument("image", metavar="IMAGE", help="name[:version], digest or path")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(func=_inspect)
+
+
+def _help(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from apppot.host.images import builder, recipe
+
+    record, cached = builder.build(recipe.load(args.recipe), args.name, force=args.force)
+    _report(record, args.json, " (unchanged since it was built)" if cached else "")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from apppot.host.images import importer
+
+    _report(importer.import_file(args.file, args.name, parse_command(args.command)), args.json)
+    return 0
+
+
+def parse_command(text: str) -> tuple[str, ...]:
+    """A command given as words, quoted as in a shell, or as a JSON list of strings."""
+    import shlex
+
+    from apppot.host.errors import UsageError
+
+    try:
+        words = json.loads(text) if text.startswith("[") else shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--command {text!r}: {error}", "quote it as in a shell") from None
+    if not all(isinstance(word, str) for word in words):
+        raise UsageError(f"--command {text!r} is not a list of strings")
+    return tuple(words)
+
+
+def _report(record: Record, as_json: bool, remark: str = "") -> None:
+    if as_json:
+        print(json.dumps(as_data(record), indent=1))
+        return
+    short = record.digest[:SHORT_DIGEST]
+    print(f"{record.name}:{record.version}  {short}  {human(record.size)}{remark}")
+
+
+def as_data(record: Record) -> dict[str, object]:
+    """A record for `--json`."""
+    from dataclasses import asdict
+
+    return asdict(record)
+
+
+def human(size: int) -> str:
+    """A number of bytes for people: "58.1 MiB"."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < BYTES_STEP:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= BYTES_STEP
+    return f"{value:.1f} TiB"
+
+
+def _list(args: argparse.Namespace) -> int:
+    from apppot.host.images import store
+
+    rows = store.list_images()
+    if args.json:
+        print(json.dumps([{**as_data(record), "store": place} for place, record in rows], indent=1))
+        return 0
+    if not rows:
+        print("no images yet: apppot image build debian-12")
+        return 0
+    head = ("NAME", "VERSION", "DIGEST", "SIZE", "FORMAT", "CREATED", "DESCRIPTION")
+    _table([head, *(_row(record) for _, record in rows)])
+    return 0
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    return (
+        record.name,
+        record.version or "-",
+        record.digest[:SHORT_DIGEST],
+        human(record.size),
+        record.format,
+        record.created.replace("T", " ")[:16],
+        record.description,
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    import shlex
+    from dataclasses import asdict
+
+    from apppot.host.images import store
+
+    image = store.resolve(args.image)
+    probed = {key: value for key, value in asdict(image.probed).items() if key != "dirty"}
+    data: dict[str, object] = {"path": image.path, **probed}
+    if image.record is not None:
+        data |= as_data(image.record)
+    if args.json:
+        print(json.dumps(data, indent=1))
+        return 0
+    for key, value in data.items():
+        if isinstance(value, tuple):
+            value = shlex.join(value)
+        elif key == "size" and isinstance(value, int):
+            value = f"{human(value)} ({value} bytes)"
+        elif isinstance(value, dict):
+            value = " ".join(f"{name}={content}" for name, content in value.items())
+        if value:
+            print(f"{key + ':':14}{value}")
+    return 0
