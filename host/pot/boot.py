@@ -1,0 +1,59 @@
+"""Short boots of a kernel: does it start, and how many loops are there to a jiffy."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+
+from apppot.host.errors import BuildError
+from apppot.host.pot.layout import Kernel, lpj_for, remember_lpj
+from apppot.host.process import run
+
+CALIBRATED = re.compile(r"BogoMIPS \(lpj=(\d+)\)")
+BOOT_SECONDS = 60.0
+MEMORY = "mem=128M"
+
+
+def boot_console(path: str, *words: str) -> str:
+    """What a kernel prints on its way to a root file system that it does not find.
+
+    The panic ends it (User-Mode Linux exits on panic).  Raises ToolError where it hangs.
+    """
+    with tempfile.TemporaryDirectory(prefix="apppot-boot-") as folder:
+        argv = [path, MEMORY, "root=none", "con=null", "con0=null,fd:1", f"uml_dir={folder}/"]
+        cpu = min(os.sched_getaffinity(0))
+        pinned = ["taskset", "-c", str(cpu), *argv, *words]
+        done = run(pinned, check=False, timeout=BOOT_SECONDS, hint="apt-get install util-linux")
+    return (done.stdout + done.stderr).decode(errors="replace")
+
+
+def parse_lpj(console: str) -> int | None:
+    """The calibrated loops per jiffy that a boot printed."""
+    match = CALIBRATED.search(console)
+    return int(match[1]) if match else None
+
+
+def measure_lpj(kernel: Kernel) -> int | None:
+    """Calibrate once for this kernel on this machine, and remember it; None: it did not say."""
+    known = lpj_for(kernel)
+    if known is not None:
+        return known
+    value = parse_lpj(boot_console(kernel.path, *seccomp_words(kernel)))
+    if value is not None:
+        remember_lpj(kernel, value)
+    return value
+
+
+def seccomp_words(kernel: Kernel) -> list[str]:
+    """The kernel's faster way to run its processes, where it knows it."""
+    return ["seccomp=auto"] if "seccomp" in kernel.features else []
+
+
+def check_boots(kernel: Kernel) -> None:
+    """Raise BuildError unless the kernel boots as far as looking for its root."""
+    console = boot_console(kernel.path, *seccomp_words(kernel))
+    if "Unable to mount root" not in console:
+        tail = "\n    ".join(console.strip().splitlines()[-5:])
+        hint = "is /dev/shm (or $TMPDIR) mounted with exec and has it 128 MB free?"
+        raise BuildError(f"the kernel does not boot; it said last\n    {tail}", hint)

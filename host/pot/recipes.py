@@ -1,0 +1,150 @@
+"""The recipes of kernel and runtime as data, and the digests of what goes into a build."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomllib
+from apppot.host.errors import BuildError
+from apppot.host.pot.ext4 import ImageSpec
+
+RECIPES = Path(__file__).resolve().parents[2] / "image-recipes"
+SOURCE_HINT = "build from a checkout of AppPot, or use `apppot pot import FILE.tar`"
+
+
+@dataclass(frozen=True)
+class KernelRecipe:
+    """How to build the kernel; `steps` is about how many lines the build prints."""
+
+    package: str
+    fallback: str
+    suite: str
+    arch: str
+    steps: int
+    tools: tuple[str, ...]
+    packages: str
+    features: tuple[str, ...]
+    config: str
+    patches: tuple[Path, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class RuntimeRecipe:
+    """What the runtime is made of; paths are relative to its root."""
+
+    suites: tuple[str, ...]
+    packages: tuple[str, ...]
+    python: str
+    loader: str
+    libraries: str
+    links: Mapping[str, str]
+    folders: tuple[str, ...]
+    files: Mapping[str, str]
+    drop: tuple[str, ...]
+    keep: tuple[str, ...]
+    imports: tuple[str, ...]
+    image: ImageSpec
+    sudo: Path
+    init: Path
+    digest: str
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise BuildError(f"the recipe {path} is missing", SOURCE_HINT) from error
+    except tomllib.TOMLDecodeError as error:
+        raise BuildError(f"the recipe {path} is not valid TOML: {error}") from error
+
+
+def load_kernel(folder: Path = RECIPES / "kernel" / "uml") -> KernelRecipe:
+    """Read the kernel's recipe; raises BuildError where it is missing or wrong."""
+    data = _load(folder / "recipe.toml")
+    patches = tuple(sorted((folder / "patches").glob("*.patch")))
+    files = [folder / "recipe.toml", folder / "config", *patches]
+    try:
+        return KernelRecipe(
+            package=data["source"]["package"],
+            fallback=data["source"]["fallback"],
+            suite=data["source"]["suite"],
+            arch=data["build"]["arch"],
+            steps=int(data["build"]["steps"]),
+            tools=tuple(data["build"]["tools"]),
+            packages=data["build"]["packages"],
+            features=tuple(data["kernel"]["features"]),
+            config=(folder / "config").read_text(),
+            patches=patches,
+            digest=digest_files(files),
+        )
+    except KeyError as error:
+        raise BuildError(f"the recipe {folder}/recipe.toml lacks {error}") from error
+
+
+def load_runtime(folder: Path = RECIPES / "runtime") -> RuntimeRecipe:
+    """Read the runtime's recipe; raises BuildError where it is missing or wrong."""
+    data = _load(folder / "recipe.toml")
+    try:
+        tree, image = data["tree"], data["image"]
+        devices = {path: (major, minor) for path, (major, minor) in tree["devices"].items()}
+        return RuntimeRecipe(
+            suites=tuple(data["source"]["suites"]),
+            packages=tuple(data["source"]["packages"]),
+            python=tree["python"],
+            loader=tree["loader"],
+            libraries=tree["libraries"],
+            links=tree["links"],
+            folders=tuple(tree["folders"]),
+            files=tree["files"],
+            drop=tuple(tree["drop"]),
+            keep=tuple(tree["keep"]),
+            imports=tuple(tree["imports"]),
+            image=ImageSpec(image["uuid"], image["label"], image["time"], {}, devices),
+            sudo=folder / "sudo.c",
+            init=folder / "apppot-init",
+            digest=digest_files([folder / "recipe.toml", folder / "sudo.c"]),
+        )
+    except KeyError as error:
+        raise BuildError(f"the recipe {folder}/recipe.toml lacks {error}") from error
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """One hex sha256 over names and contents, in the order given."""
+    total = hashlib.sha256()
+    for file in files:
+        data = file.read_bytes()
+        total.update(f"{file.name}\0{len(data)}\0".encode())
+        total.update(data)
+    return total.hexdigest()
+
+
+def digest_of(*words: str) -> str:
+    """One hex sha256 over words, none of which can run into the next."""
+    return hashlib.sha256("".join(f"{len(word)}:{word}" for word in words).encode()).hexdigest()
+
+
+def config_lines(text: str) -> dict[str, str]:
+    """CONFIG_NAME -> value of a fragment or a .config; "is not set" is the value n."""
+    found = {}
+    for line in text.splitlines():
+        if match := re.fullmatch(r"(CONFIG_\w+)=(.*)", line.strip()):
+            found[match[1]] = match[2]
+        elif match := re.fullmatch(r"# (CONFIG_\w+) is not set", line.strip()):
+            found[match[1]] = "n"
+    return found
+
+
+def lost_options(wanted: str, got: str) -> list[str]:
+    """Options of the fragment that the finished .config does not have as they were asked for."""
+    have = config_lines(got)
+    return [
+        f"{name}={value} (is {have.get(name, 'n')})"
+        for name, value in config_lines(wanted).items()
+        if have.get(name, "n") != value
+    ]

@@ -1,0 +1,95 @@
+"""Changes to the pot's directory: complete artefacts under their digest, then the manifest."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from apppot.host.errors import PotError
+from apppot.host.pot.layout import MANIFEST
+from apppot.host.pot.state import read_json, sync_folder, write_json
+
+KEEP = 3
+
+
+def file_digest(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(folder: Path, name: str = "lock") -> Iterator[None]:
+    """Hold the folder's lock: one builder at a time, released by the kernel if we are killed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / name, "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        hint = "set APPPOT_POT or XDG_DATA_HOME to a folder that you may write"
+        raise PotError(f"{folder} cannot be written: {error.strerror}", hint) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def manifest(home: Path) -> dict[str, object]:
+    """The pot's manifest, empty where there is none of this version."""
+    return read_json(str(home / MANIFEST)) or {}
+
+
+def entry(home: Path, kind: str) -> dict[str, object] | None:
+    """The manifest's entry for "kernel" or "runtime", if its file exists."""
+    found = manifest(home).get(kind)
+    if isinstance(found, dict) and (home / str(found.get("path"))).is_file():
+        return found
+    return None
+
+
+def publish(home: Path, kind: str, file: Path, facts: dict[str, object]) -> dict[str, object]:
+    """Put a finished file into the pot and make it the current one; returns its entry.
+
+    `file` is moved and must be on the pot's file system.  A crash at any point leaves either
+    the old pot or the new one.
+    """
+    digest = file_digest(file)
+    folder = home / kind / digest
+    with locked(home):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+        target = folder / file.name
+        os.replace(file, target)
+        sync_folder(str(folder))
+        new = {**facts, "digest": digest, "path": str(target.relative_to(home))}
+        state = {key: value for key, value in manifest(home).items() if key != "version"}
+        write_json(str(home / MANIFEST), {**state, kind: new})
+        _prune(home / kind, keep=digest)
+    return new
+
+
+def _prune(folder: Path, keep: str) -> None:
+    """Remove all but the newest few; a guest that runs on one keeps its open file."""
+    others = [path for path in folder.iterdir() if path.name != keep and path.is_dir()]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in others[KEEP - 1 :]:
+        with suppress(OSError):
+            shutil.rmtree(old)
+
+
+@contextmanager
+def workplace(home: Path, name: str) -> Iterator[Path]:
+    """An empty folder on the pot's file system, gone afterwards; sweeps what a crash left."""
+    root = home / "work"
+    with locked(root, f"{name}.lock"):
+        folder = root / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
