@@ -53,11 +53,12 @@ def build_kernel(jobs: int | None = None, force: bool = False) -> dict[str, obje
         return current
     check_tools(recipe)
     cache = Path(cache_home()) / "kernel"
-    with store.locked(cache), store.workplace(home, "kernel") as work:
+    # The tree is in the cache, which may be on a larger disk than the pot.
+    with store.workplace(cache, "kernel") as work, store.workplace(home, "kernel") as place:
         source = _source(recipe, cache, work)
         _configure(recipe, source.tree)
         _compile(recipe, source.tree, cache, jobs or len(os.sched_getaffinity(0)))
-        binary = work / "linux"
+        binary = place / "linux"
         run(["strip", "-o", binary, source.tree / "linux"])
         kernel = self_test(recipe, binary)
         facts: dict[str, object] = {
@@ -137,6 +138,7 @@ def _source(recipe: KernelRecipe, cache: Path, work: Path) -> Source:
 
 
 def _unpack(package: Path, folder: Path) -> Path:
+    folder.mkdir()
     run(["dpkg-deb", "-x", package, folder / "package"], hint="apt-get install dpkg")
     (archive,) = (folder / "package" / "usr" / "src").glob("linux-source-*.tar.xz")
     run(["tar", "-C", folder, "-xJf", archive], timeout=1800)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomllib
 from apppot.host.errors import BuildError
 from apppot.host.pot.ext4 import ImageSpec
 
