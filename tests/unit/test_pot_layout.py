@@ -1,0 +1,178 @@
+"""Where kernel and runtime are found, what is taken when one is missing, and the lpj cache."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from apppot.host.errors import PotError
+from apppot.host.pot import boot, layout, probe, state, store
+
+
+@pytest.fixture(autouse=True)
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("APPPOT_POT", str(tmp_path / "pot"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "pot").mkdir()
+    return tmp_path
+
+
+def put(home: Path, name: str, data: bytes = b"x") -> Path:
+    path = home / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(0o755)
+    return path
+
+
+def with_runtime(home: Path) -> Path:
+    work = put(home / "pot", "work/runtime.ext4", b"runtime")
+    store.publish(home / "pot", "runtime", work, {"inputs": "i"})
+    return home / "pot"
+
+
+def with_kernel(home: Path) -> Path:
+    work = put(home / "pot", "work/linux", b"kernel")
+    facts: dict[str, object] = {"release": "7.2.12", "features": ["seccomp", "anon_around"]}
+    store.publish(home / "pot", "kernel", work, facts)
+    return home / "pot"
+
+
+def stock(
+    home: Path, monkeypatch: pytest.MonkeyPatch, features: list[str] | None = None
+) -> list[str]:
+    calls: list[str] = []
+
+    def fake(path: str) -> dict[str, object]:
+        calls.append(path)
+        return {"release": "6.1.1", "digest": "d" * 64, "features": features or []}
+
+    monkeypatch.setattr(probe, "probe_kernel", fake)
+    put(home, "bin/linux.uml")
+    return calls
+
+
+def test_the_pots_own_kernel_is_taken(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_runtime(homes)
+    with_kernel(homes)
+    calls = stock(homes, monkeypatch)
+    pot = layout.find_pot()
+    assert pot.kernel.tuned
+    assert pot.kernel.features == {"seccomp", "anon_around"}
+    assert pot.kernel.modules is None
+    assert Path(pot.kernel.path).read_bytes() == b"kernel"
+    assert Path(pot.runtime).read_bytes() == b"runtime"
+    assert pot.runtime_digest == store.file_digest(Path(pot.runtime))
+    assert calls == []
+
+
+def test_debians_kernel_stands_in_and_is_asked_once(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_runtime(homes)
+    calls = stock(homes, monkeypatch)
+    monkeypatch.setattr(layout, "STOCK_MODULES", str(homes / "modules"))
+    (homes / "modules" / "6.1.1").mkdir(parents=True)
+    first, second = layout.find_pot(), layout.find_pot()
+    assert first == second
+    assert not first.kernel.tuned
+    assert first.kernel.release == "6.1.1"
+    assert first.kernel.modules == str(homes / "modules" / "6.1.1")
+    assert len(calls) == 1
+    os.utime(homes / "bin" / "linux.uml", ns=(1, 1))
+    layout.find_pot()
+    assert len(calls) == 2
+
+
+def test_a_given_kernel_wins(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_runtime(homes)
+    with_kernel(homes)
+    stock(homes, monkeypatch, ["anon_around"])
+    given = put(homes, "my/linux")
+    pot = layout.find_pot(kernel=str(given))
+    assert pot.kernel.path == str(given)
+    assert pot.kernel.tuned
+    with pytest.raises(PotError, match="cannot be used"):
+        layout.find_pot(kernel=str(homes / "none"))
+
+
+def test_what_is_missing_is_said_with_a_remedy(homes: Path) -> None:
+    with pytest.raises(PotError, match="no runtime") as caught:
+        layout.find_pot()
+    assert "apppot pot build" in caught.value.hint
+    with_runtime(homes)
+    with pytest.raises(PotError, match="no kernel") as caught:
+        layout.find_pot()
+    assert "apppot pot build" in caught.value.hint
+
+
+def test_a_lost_file_is_not_taken_for_a_pot(homes: Path) -> None:
+    with_runtime(homes)
+    with_kernel(homes)
+    Path(layout.find_pot().kernel.path).unlink()
+    with pytest.raises(PotError, match="missing or not executable"):
+        layout.find_pot()
+    assert store.entry(homes / "pot", "kernel") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1}'])
+def test_a_damaged_manifest_is_an_error(homes: Path, text: str) -> None:
+    (homes / "pot" / layout.MANIFEST).write_text(text)
+    with pytest.raises(PotError):
+        layout.find_pot()
+
+
+def test_publishing_one_kind_keeps_the_other_and_prunes_old_ones(homes: Path) -> None:
+    with_kernel(homes)
+    for number in range(5):
+        work = put(homes / "pot", "work/runtime.ext4", b"%d" % number)
+        store.publish(homes / "pot", "runtime", work, {})
+        os.utime(homes / "pot" / "runtime", (number, number))
+    assert layout.find_pot().kernel.tuned
+    left = list((homes / "pot" / "runtime").iterdir())
+    assert len(left) == store.KEEP
+    assert Path(layout.find_pot().runtime).read_bytes() == b"4"
+
+
+def test_lpj_is_kept_per_kernel(homes: Path) -> None:
+    one = layout.Kernel("/k", "7.2", "a" * 64, True, frozenset(), None)
+    two = layout.Kernel("/k", "7.2", "b" * 64, True, frozenset(), None)
+    assert layout.lpj_for(one) is None
+    layout.remember_lpj(one, 29138944)
+    assert layout.lpj_for(one) == 29138944
+    assert layout.lpj_for(two) is None
+
+
+def test_lpj_is_per_machine(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = layout.Kernel("/k", "7.2", "a" * 64, True, frozenset(), None)
+    layout.remember_lpj(kernel, 5)
+    monkeypatch.setattr(layout, "_machine", lambda: "another")
+    assert layout.lpj_for(kernel) is None
+
+
+def test_the_console_of_a_first_boot_gives_lpj() -> None:
+    line = "Calibrating delay loop... 5827.78 BogoMIPS (lpj=29138944)\n"
+    assert boot.parse_lpj("x\n" + line) == 29138944
+    assert boot.parse_lpj("Calibrating delay loop (skipped)") is None
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (homes / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(homes / "file"))
+    layout.remember_lpj(layout.Kernel("/k", "7", "a", True, frozenset(), None), 5)
+
+
+def test_state_is_versioned_and_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "state.json"
+    state.write_json(str(path), {"x": 1})
+    assert json.loads(path.read_text()) == {"version": 1, "x": 1}
+    with pytest.raises(TypeError):
+        state.write_json(str(path), {"x": {1, 2}})
+    assert state.read_json(str(path)) == {"version": 1, "x": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["state.json"]
