@@ -29,6 +29,7 @@ from apppot.host.images.probe import (
     ImageFormat,
     Probed,
     probe,
+    probe_descriptor,
     require_bootable,
     tar_compression,
 )
@@ -101,18 +102,19 @@ def default_name(path: str) -> str:
 @contextmanager
 def _opened(path: str, folder: str) -> Iterator[Source]:
     """The file, or standard input: a tar is taken on the fly, all else needs a file first."""
-    head = b""
+    head, name = b"", path
     if path == STDIN:
-        head = _read_fully(0, HEAD_BYTES)
+        head, name = _read_fully(0, HEAD_BYTES), "standard input"
         compression = tar_compression(head)
         if compression:
-            yield Source(0, head, "standard input", Probed(ImageFormat.TAR, 0, compression))
+            yield Source(0, head, name, Probed(ImageFormat.TAR, 0, compression))
             return
         path = _spool(0, head, os.path.join(folder, "stdin"))
-    probed = probe(path)
+    else:
+        probe(path)  # explains what cannot even be opened
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield Source(descriptor, b"", path, probed)
+        yield Source(descriptor, b"", name, probe_descriptor(descriptor, name))
     finally:
         os.close(descriptor)
 
@@ -183,7 +185,7 @@ def _pack_tar(source: Source, image: str) -> None:
             _feed(stream, packer, source.name)
     except process.ToolError as error:
         raise ImageError(
-            f"{source.name!r} cannot be imported: {pack.printable(error.cause)}",
+            f"{source.name!r} cannot be imported: {pack.printable(' '.join(error.cause.split()))}",
             error.hint if "not installed" in error.cause else "is it a whole, sound tar archive?",
         ) from None
 

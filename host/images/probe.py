@@ -241,6 +241,7 @@ def _disk(handle: int, head: bytes, size: int, name: str) -> Probed | None:
     if len(head) < SECTOR or head[510:512] != b"\x55\xaa":
         return None
     gpt = head[SECTOR : SECTOR + 8] == b"EFI PART"
+    _check_length(name, "disk", size, 2 * SECTOR if gpt else SECTOR)
     place = _gpt_linux(handle, head) if gpt else _mbr_linux(head)
     if place is None:
         raise ImageError(
