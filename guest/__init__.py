@@ -1,1 +1,1 @@
-"""What runs inside the virtual machine: PID 1, merge, payload. Standard library only on the boot path."""
+"""What runs inside the virtual machine.  Standard library only on the boot path."""

@@ -101,7 +101,7 @@ def load_module(path: str) -> None:
 
 
 def idmap_mount(path: str, userns_fd: int) -> None:
-    """Put an id-mapped clone of the mount at `path` over it (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    """Put an id-mapped clone of the mount at `path` over it (mount_setattr(2))."""
     tree = _check(
         _libc.syscall(
             _SYS_OPEN_TREE, _AT_FDCWD, _bytes(path), ctypes.c_uint(_OPEN_TREE_CLONE | _O_CLOEXEC)

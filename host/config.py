@@ -58,9 +58,7 @@ RULES: dict[str, Rule] = {
     "memory": Rule("APPPOT_MEM", DEFAULT_MEMORY, _memory),
     "cpus": Rule("APPPOT_CPUS", 1, _count),
     "kernel": Rule("APPPOT_KERNEL", None, str),
-    "hypervisor": Rule(
-        "APPPOT_HYPERVISOR", "auto", _choice("auto", "uml", "kvm", "xen", "qemu")
-    ),
+    "hypervisor": Rule("APPPOT_HYPERVISOR", "auto", _choice("auto", "uml", "kvm", "xen", "qemu")),
     "network": Rule("APPPOT_NETWORK", "user", str),
     "confine": Rule("APPPOT_CONFINE", "auto", _choice("auto", "required", "off")),
     "time": Rule("APPPOT_TIME", None, parse_duration),

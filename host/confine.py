@@ -47,11 +47,9 @@ def bubblewrap(
     `memory` bytes of tmpfs hold the guest's memory file.  `system` adds the host's libraries
     for helpers that are linked dynamically.
     """
-    words = [bwrap, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-    if as_root:
-        words += ["--cap-drop", "ALL"]
-    else:
-        words += ["--unshare-user"]
+    words = [*_root_words()] if as_root else []
+    words += [bwrap, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    words += ["--cap-drop", "ALL"] if as_root else ["--unshare-user"]
     if not host_network:
         words.append("--unshare-net")
     words += ["--die-with-parent", "--clearenv", "--setenv", "TMPDIR", TEMPORARY]
@@ -62,8 +60,25 @@ def bubblewrap(
     for item in shown:
         kind = "--bind" if item.writable else "--ro-bind"
         words += [kind, item.source, f"{VIEW}/{item.name}"]
+        for path in item.masked:
+            words += ["--tmpfs", f"{VIEW}/{item.name}/{path}"]
     words += ["--chdir", "/", "--"]
     return Sandbox(tuple(words), VIEW, TEMPORARY)
+
+
+# What bubblewrap itself needs of a caller who is root.
+_ROOT_NEEDS = "sys_admin setpcap net_admin setuid setgid sys_chroot dac_override".split()
+
+
+def _root_words() -> list[str]:
+    """Take from uid 0 that each exec gives it capabilities, keeping for bubblewrap what it needs.
+
+    Otherwise the kernel sees "capabilities gained" at UML's exec of itself and clears
+    ADDR_NO_RANDOMIZE, for which UML executes itself again, for ever.
+    """
+    kept = ",".join(f"+{name}" for name in _ROOT_NEEDS)
+    bits = "--securebits=+noroot,+noroot_locked"
+    return ["setpriv", bits, f"--inh-caps={kept}", f"--ambient-caps={kept}", "--"]
 
 
 def _system_words() -> list[str]:

@@ -22,6 +22,7 @@ class Shown:
     name: str
     source: str
     writable: bool = False
+    masked: tuple[str, ...] = ()  # directories below it that stay empty (relative paths)
 
 
 @dataclass(frozen=True)
@@ -62,4 +63,4 @@ class LaunchPlan:
     hello_timeout: float = 60.0  # seconds
     scratch: int | None = None  # bytes of a disk for the writable layer
     log: str | None = None  # file that gets the guest's console
-    embedded: bool = False
+    warnings: tuple[str, ...] = ()

@@ -68,7 +68,7 @@ def run(
             words,
             cwd=cwd,
             env=env,
-            stdin=subprocess.PIPE if feed is not None else stdin,
+            stdin=stdin if isinstance(stdin, int) else subprocess.PIPE,
             stdout=stdout,
             stderr=subprocess.PIPE,
             start_new_session=True,

@@ -140,14 +140,14 @@ def _remove_tree(path: str) -> None:
                 if entry.is_dir(follow_symlinks=False):
                     _remove_tree(entry.path)
                 else:
-                    _ignore_missing(os.unlink, entry.path)
+                    _unlink(entry.path)
         os.rmdir(path)
     except FileNotFoundError:
         pass
 
 
-def _ignore_missing(action: object, path: str) -> None:
+def _unlink(path: str) -> None:
     try:
-        action(path)  # type: ignore[operator]
+        os.unlink(path)
     except FileNotFoundError:
         pass

@@ -123,6 +123,10 @@ def generate(job: Job, points: list[str]) -> None:
     for name, mode in _DIRECTORIES.items():
         if find(points, name) is None:
             writer.directory(name, mode)
+    for layer in job.layers:
+        for path in layer.hidden:
+            writer.directory(path)
+            os.setxattr(os.path.join(GENERATED, path), "trusted.overlay.opaque", b"y")
     _accounts(writer, job)
     _host_name(writer, job)
     if job.network is not None:
@@ -166,7 +170,7 @@ def _directories(writer: Writer, job: Job) -> None:
     if job.job_dir is not None:
         writer.directory(JOB_DIR.lstrip("/"), 0o755, owner)
     for mount in job.mounts:
-        _mount_point(writer, mount.target, mount.is_file)
+        _mount_point(writer, mount.target, bool(mount.name))
 
 
 def _mount_point(writer: Writer, target: bytes, is_file: bool) -> None:

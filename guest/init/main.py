@@ -24,9 +24,9 @@ from apppot.guest.protocol.jsonlite import dumps  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 _MODULES = "/run/apppot/modules"
+_OWN_ROOT = Layer(source=b"/", fstype="bind")
 
 
 class Boot:
@@ -70,14 +70,20 @@ def _modules(boot: Boot) -> None:
 
 
 def _layers(boot: Boot) -> None:
-    boot.points = root.mount_layers(boot.job.layers)
+    # Without a base image this root is one: an image that carries the agent itself.
+    layers = boot.job.layers if _has_base(boot) else [_OWN_ROOT, *boot.job.layers]
+    boot.points = root.mount_layers(layers)
     if boot.job.uid:
         images = [
             point
-            for point, layer in zip(boot.points, boot.job.layers)
+            for point, layer in zip(boot.points, layers)
             if layer.fstype in ("squashfs", "erofs", "ext4") and not layer.writable
         ]
         root.map_owner(images, boot.job.uid, boot.job.gid)
+
+
+def _has_base(boot: Boot) -> bool:
+    return bool(boot.job.layers) and "apppot.drive" in boot.line.words
 
 
 def _generated(boot: Boot) -> None:
@@ -190,7 +196,9 @@ def _run(boot: Boot) -> None:
     else:
         from apppot.guest.init import standalone
 
-        standalone.serve(boot)
+        boot.step = "payload"
+        standalone.serve(boot.job)
+        standalone.release(boot.points)
 
 
 def main() -> None:
@@ -208,8 +216,3 @@ def main() -> None:
     finally:
         os.sync()
         syscalls.power_off()
-
-
-def standalone_layers() -> list[Layer]:
-    """The layers of an image that carries the agent itself: its own root."""
-    return [Layer(source=b"/", fstype="bind")]

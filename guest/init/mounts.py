@@ -68,7 +68,7 @@ def mount_host_directories(job: Job) -> None:
     if job.job_dir is not None:
         syscalls.mount("job", ROOT + JOB_DIR, "hostfs", _SAFE, job.job_dir)
     for number, mount in enumerate(job.mounts):
-        if mount.is_file:
+        if mount.name:
             _mount_file(mount, number)
         else:
             _mount_directory(mount.source, ROOT + os.fsdecode(mount.target), mount.read_only)
@@ -84,9 +84,8 @@ def _mount_file(mount: Mount, number: int) -> None:
     aside = f"/run/apppot/file{number}"
     os.mkdir(aside)
     _mount_directory(mount.source, aside, mount.read_only)
-    name = os.listdir(aside)[0]
     target = ROOT + os.fsdecode(mount.target)
-    syscalls.mount(f"{aside}/{name}", target, None, syscalls.MS_BIND)
+    syscalls.mount(os.fsencode(aside) + b"/" + mount.name, target, None, syscalls.MS_BIND)
     if mount.read_only:
         flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _SAFE
         syscalls.mount("none", target, None, flags)

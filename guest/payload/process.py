@@ -5,13 +5,15 @@ This is the guest's one place that forks and executes.
 
 from __future__ import annotations
 
+# The C module: `signal` itself imports `enum`, which the boot path does not need.
+import _signal  # type: ignore[import-not-found]
 import fcntl
 import os
+
+# Imported here, not where it is used: the payload's child has left the pot's root by then.
+import resource
 import struct
 from typing import TYPE_CHECKING
-
-# The C module: `signal` itself imports `enum`, which the boot path does not need.
-import _signal
 
 from apppot.guest import syscalls
 from apppot.guest.merge.root import ROOT
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCGPTN, _TIOCSPTLCK = 0x540E, 0x5414, 0x80045430, 0x40045431
 _F_SETPIPE_SZ = 1031
+# What a child that could not become the payload says: errno, and whether exec itself failed.
+_REPORT = struct.Struct("<i?")
 # Room for a writer to run ahead of the agent: fewer switches between the two.
 _PIPE_BYTES = 1 << 18
 
@@ -85,7 +89,7 @@ def start(job: Job, account: Account, argv: list[bytes], root: str = ROOT) -> Pa
     ours, theirs = _terminal(job, account, root) if job.tty else _pipes()
     pid = os.fork()
     if pid == 0:
-        _child(job, account, argv, root, theirs, failed_write)
+        become_payload(job, account, argv, root, theirs, job.tty, failed_write)
     os.close(failed_write)
     for fd in set(theirs):
         os.close(fd)
@@ -95,8 +99,11 @@ def start(job: Job, account: Account, argv: list[bytes], root: str = ROOT) -> Pa
     report = os.read(failed_read, 4096)
     os.close(failed_read)
     if report:
-        (number,) = struct.unpack_from("<i", report)
-        payload.error = (number, report[4:].decode("utf-8", "replace"))
+        number, executing = _REPORT.unpack_from(report)
+        what = report[_REPORT.size :].decode("utf-8", "replace")
+        if not executing:
+            raise OSError(number, f"{what}: {os.strerror(number)}")
+        payload.error = (number, what)
     return payload
 
 
@@ -128,38 +135,43 @@ def resize(master: int, rows: int, columns: int) -> None:
     fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("<HHHH", rows, columns, 0, 0))
 
 
-def _child(
+def become_payload(
     job: Job,
     account: Account,
     argv: list[bytes],
     root: str,
     stdio: tuple[int, int, int],
-    failed: int,
+    terminal: bool,
+    failed: int = 2,
 ) -> None:
-    """In the forked child: become the payload, or report why not.  Never returns."""
-    what = "prepare the payload"
+    """In a forked child: become the payload, or write to `failed` why not.  Never returns.
+
+    `terminal` says that `stdio` is one; it becomes the payload's controlling terminal.
+    """
+    what, executing = "prepare the payload", False
     try:
         os.setsid()
         for number, fd in enumerate(stdio):
             os.dup2(fd, number)
-        if job.tty:
+        if terminal:
             fcntl.ioctl(0, _TIOCSCTTY, 0)
         enter_root(root)
-        what = "enter the working directory"
-        os.chdir(job.cwd if job.cwd is not None else default_directory(job, account))
+        directory = job.cwd if job.cwd is not None else default_directory(job, account)
+        what = f"working directory {os.fsdecode(directory)}"
+        os.chdir(directory)
         what = "set the limits and ids"
         _become(job, account)
         for number in job.closed:
             os.close(number)
         command = argv or [b"-" + os.path.basename(os.fsencode(account.shell))]
         program = argv[0] if argv else os.fsencode(account.shell)
-        what = os.fsdecode(program)
+        what, executing = os.fsdecode(program), True
         _execute(program, command, environment(job, account))
     except OSError as error:
-        number = error.errno or 5
-        os.write(failed, struct.pack("<i", number) + what.encode("utf-8", "surrogateescape"))
+        report = _REPORT.pack(error.errno or 5, executing)
+        os.write(failed, report + what.encode("utf-8", "surrogateescape"))
     except BaseException as error:
-        os.write(failed, struct.pack("<i", 5) + f"{what}: {error!r}".encode()[:1000])
+        os.write(failed, _REPORT.pack(5, False) + f"{what}: {error!r}".encode()[:1000])
     finally:
         os._exit(127)
 
@@ -179,7 +191,7 @@ def enter_root(root: str) -> None:
     os.chdir("/")
 
 
-def default_directory(job: Job, account: Account) -> str:
+def default_directory(job: Job, account: Account) -> str | bytes:
     """Where a payload starts whose job does not say."""
     if job.job_dir is not None:
         return JOB_DIR
@@ -200,11 +212,8 @@ def environment(job: Job, account: Account) -> dict[bytes, bytes]:
 
 
 def _become(job: Job, account: Account) -> None:
-    if job.rlimits:
-        import resource
-
-        for name, (soft, hard) in job.rlimits.items():
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+    for name, (soft, hard) in job.rlimits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
     if job.umask is not None:
         os.umask(job.umask)
     os.setgroups(account.groups)

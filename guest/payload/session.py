@@ -6,13 +6,12 @@ while the channel has little to send, and only as far as the launcher gave credi
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import select
 import termios
 import time
 from typing import TYPE_CHECKING
-
-import _signal
 
 from apppot.guest.payload import process
 from apppot.guest.protocol import frames
@@ -196,7 +195,7 @@ class Input:
         assert self.fd is not None
         if self._file is None:
             self._file = os.open(f"{EXCHANGE}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        if os.sendfile(self.fd, self._file, None, 1 << 18) == 0:  # type: ignore[arg-type]
+        if os.sendfile(self.fd, self._file, None, 1 << 18) == 0:
             os.close(self._file)
             self._file = None
             self._queue.pop(0)

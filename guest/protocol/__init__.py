@@ -1,1 +1,1 @@
-"""What launcher and agent must agree on: frames, job description, config drive. The host imports only this."""
+"""What launcher and agent must agree on: frames, job, config drive."""

@@ -41,7 +41,9 @@ END = 34  # the stream has ended at its source
 CLOSED = 35  # nobody reads the stream any more
 CHUNK_DONE = 36  # a chunk file of stdin was read to its end
 
-GUEST_TYPES = frozenset((HELLO, HEARTBEAT, EXIT, FAILED, STARTED, DATA, CREDIT, END, CLOSED, CHUNK_DONE))
+GUEST_TYPES = frozenset(
+    (HELLO, HEARTBEAT, EXIT, FAILED, STARTED, DATA, CREDIT, END, CLOSED, CHUNK_DONE)
+)
 HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, DATA, CREDIT, END, CLOSED))
 
 U32 = struct.Struct("<I")

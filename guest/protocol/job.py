@@ -107,21 +107,28 @@ def _decode(kind: str, value: Any) -> Any:
 class Layer(_Record):
     """One file system of the merged root; the first is the lowest (the base image)."""
 
-    FIELDS = {"source": _BYTES, "fstype": _PLAIN, "offset": _PLAIN, "writable": _PLAIN}
+    FIELDS = {
+        "source": _BYTES,
+        "fstype": _PLAIN,
+        "offset": _PLAIN,
+        "writable": _PLAIN,
+        "hidden": _PLAIN,
+    }
     source: bytes = b""  # a block device, or for hostfs a path on the host
     fstype: str = "squashfs"
     offset: int = 0  # bytes from the device's start, for a partition
     writable: bool = False  # mounted read-write as the root itself, without an overlay
+    hidden: list[str] = []  # directories of it that the guest does not show (relative paths)
 
 
 class Mount(_Record):
-    """A directory of the host in the guest."""
+    """A directory or one file of the host in the guest."""
 
-    FIELDS = {"source": _BYTES, "target": _BYTES, "read_only": _PLAIN, "is_file": _PLAIN}
+    FIELDS = {"source": _BYTES, "target": _BYTES, "read_only": _PLAIN, "name": _BYTES}
     source: bytes = b""  # path for hostfs
     target: bytes = b""  # absolute path in the guest
     read_only: bool = False
-    is_file: bool = False  # `source` is the directory that holds it, under the target's name
+    name: bytes = b""  # of the one file in `source` that is meant; empty: the directory itself
 
 
 class Network(_Record):

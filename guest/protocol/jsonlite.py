@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing import Union
+    from typing import Any, Union
 
     Json = Union[None, bool, int, float, str, "list[Json]", "dict[str, Json]"]
 
@@ -36,7 +36,7 @@ def loads(text: str) -> Json:
         return fallback
     body = text.strip()
     try:
-        value, end = make_scanner(_Context())(body, 0)
+        value, end = make_scanner(_Context())(body, 0)  # type: ignore[arg-type]
     except StopIteration as error:
         raise ValueError(f"malformed JSON at offset {error.value}") from None
     if end != len(body):
@@ -45,7 +45,7 @@ def loads(text: str) -> Json:
     return result
 
 
-def dumps(value: Json) -> str:
+def dumps(value: Any) -> str:
     """Encode `value` as ASCII JSON.  Raises TypeError for what JSON has no word for."""
     if value is None:
         return "null"

@@ -21,6 +21,7 @@ class Hypervisor(Protocol):
     """One kind of virtual machine.  Pure: it decides words, the launcher starts them."""
 
     name: str
+    devices: tuple[str, ...]  # the guest's name of each disk of a plan, in order
 
     def verdict(self) -> Verdict:
         """A cheap probe; what it cannot rule out is proven by the guest's HELLO."""

@@ -7,8 +7,6 @@ import platform
 from apppot.host.hypervisor.base import Verdict
 from apppot.host.plan import Disk, LaunchPlan
 
-# The guest's device for each disk of the plan, in order.
-DEVICES = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
 CHANNEL = "/dev/ttyS0"
 
 
@@ -16,6 +14,7 @@ class Uml:
     """User-Mode Linux on x86-64."""
 
     name = "uml"
+    devices = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
 
     def verdict(self) -> Verdict:
         machine = platform.machine()
@@ -29,7 +28,7 @@ class Uml:
         words += [_disk(number, disk, view) for number, disk in enumerate(plan.disks)]
         words += ["root=/dev/ubda", "ro", "rootfstype=ext4", "init=/sbin/apppot-init"]
         words += ["con=null", "con0=null,fd:2", f"ssl0=fd:{channel_fd}", "ssl=null"]
-        words += [f"uml_dir={scratch_dir}/", "umid=vm", "quiet", "panic=-1"]
+        words += [f"uml_dir={scratch_dir}/", "umid=vm"]
         if plan.network:
             words.append(f"vec0:transport=bess,dst={view}/net/bess.sock,depth=64,gro=1,mtu=1500")
         if "seccomp" in kernel.features:
@@ -38,7 +37,7 @@ class Uml:
             words.append(f"ncpus={plan.cpus}")
         if kernel.lpj is not None:
             words.append(f"lpj={kernel.lpj}")
-        words += [f"apppot.drive={DEVICES[1]}", f"apppot.channel={CHANNEL}"]
+        words += [f"apppot.drive={self.devices[1]}", f"apppot.channel={CHANNEL}"]
         return words
 
 

@@ -1,0 +1,189 @@
+"""What this host allows, probed once and remembered for this boot of the host.
+
+Callers ask for a capability, never for a version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from apppot.host.paths import cache_home
+
+_VERSION = 1
+# The directory's own free memory is what counts where one is shared with others.
+MEMORY_PLACES = ("/dev/shm", "/run/shm", "/tmp")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Probe results.  A path is None where the tool is missing; a reason says why not."""
+
+    bwrap: str | None
+    bwrap_reason: str
+    slirp: str | None
+    max_map_count: int
+
+
+def probe(env: Mapping[str, str] = os.environ) -> Capabilities:
+    """This host's capabilities: from the cache of this boot, else probed and cached."""
+    bwrap, slirp = shutil.which("bwrap"), shutil.which("slirp4netns")
+    key = f"{_boot_id()} {os.getuid()} {bwrap} {slirp}"
+    path = os.path.join(cache_home(env), f"capabilities-{_host_name()}.json")
+    known = _cached(path, key)
+    if known is None:
+        reason = _why_no_bubblewrap(bwrap)
+        known = Capabilities(None if reason else bwrap, reason, slirp, _max_map_count())
+        _remember(path, key, known)
+    return known
+
+
+def _host_name() -> str:
+    return os.uname().nodename  # a home directory is shared between hosts
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as text:
+            return text.read().strip()
+    except OSError:
+        return "unknown"
+
+
+def _cached(path: str, key: str) -> Capabilities | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+        if value["version"] != _VERSION or value["key"] != key:
+            return None
+        return Capabilities(**value["capabilities"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(path: str, key: str, capabilities: Capabilities) -> None:
+    value = {"version": _VERSION, "key": key, "capabilities": asdict(capabilities)}
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file)
+        os.replace(temporary, path)
+    except OSError:
+        pass  # a cache that cannot be written costs a probe each time, nothing else
+
+
+def _why_no_bubblewrap(bwrap: str | None) -> str:
+    """Empty where bubblewrap works as the launcher uses it."""
+    if bwrap is None:
+        return "bubblewrap is not installed"
+    from apppot.host.confine import bubblewrap
+    from apppot.host.process import ToolError, run
+
+    sandbox = bubblewrap(bwrap, (), memory=1 << 20, as_root=os.getuid() == 0, system=True)
+    try:
+        run([*sandbox.prefix, "true"], timeout=20)
+    except ToolError as error:
+        return f"bubblewrap does not work here: {error.cause.splitlines()[-1].strip()}"
+    return ""
+
+
+def _max_map_count() -> int:
+    try:
+        with open("/proc/sys/vm/max_map_count", encoding="ascii") as text:
+            return int(text.read())
+    except (OSError, ValueError):
+        return 65530
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of memory: of the host or of the control group that the caller is in."""
+
+    total: int
+    available: int
+    limited_by: str
+
+
+def memory() -> Memory:
+    """What a guest could have at most, and what is free now."""
+    with open("/proc/meminfo", encoding="ascii") as text:
+        table = {line.split(":")[0]: int(line.split()[1]) << 10 for line in text}
+    total = table["MemTotal"] + table.get("SwapTotal", 0)
+    available = table.get("MemAvailable", table["MemFree"]) + table.get("SwapFree", 0)
+    limit = _cgroup_limit()
+    if limit is not None and limit < total:
+        return Memory(limit, min(available, limit), "the control group")
+    return Memory(total, available, "the host")
+
+
+def _cgroup_limit() -> int | None:
+    """The smallest memory limit on the caller's path of control groups (v1 or v2)."""
+    limits = []
+    try:
+        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as text:
+            rows = [line.rstrip("\n").split(":", 2) for line in text]
+    except OSError:
+        return None
+    for _, controllers, path in rows:
+        if controllers == "":
+            base, name = "/sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        while True:
+            limits.append(_read_limit(f"{base}{path.rstrip('/')}/{name}"))
+            if path in ("/", ""):
+                break
+            path = os.path.dirname(path)
+    known = [limit for limit in limits if limit is not None]
+    return min(known, default=None)
+
+
+def _read_limit(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as text:
+            word = text.read().strip()
+    except OSError:
+        return None
+    return int(word) if word.isdigit() and int(word) < 1 << 60 else None
+
+
+def memory_place(need: int, env: Mapping[str, str] = os.environ) -> tuple[str | None, str]:
+    """Where an unconfined guest's memory file may lie, and what to warn of.
+
+    A memory file system that allows exec and has `need` bytes free; else a disk, with a
+    warning; None where nothing serves.
+    """
+    places = [*MEMORY_PLACES[:2], env.get("XDG_RUNTIME_DIR", ""), env.get("TMPDIR", ""), "/tmp"]
+    usable = [place for place in places if place and _serves(place, need)]
+    in_memory = [place for place in usable if _is_tmpfs(place)]
+    if in_memory:
+        return in_memory[0], ""
+    if usable:
+        return usable[0], f"the guest's memory lies on a disk ({usable[0]}): it will be slow"
+    return None, "no place for the guest's memory"
+
+
+def _serves(place: str, need: int) -> bool:
+    try:
+        stat = os.statvfs(place)
+    except OSError:
+        return False
+    allows_exec = not stat.f_flag & os.ST_NOEXEC
+    return allows_exec and os.access(place, os.W_OK) and stat.f_bavail * stat.f_frsize >= need
+
+
+def _is_tmpfs(place: str) -> bool:
+    real, best, kind = os.path.realpath(place), "", ""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            _, point, fstype = line.split()[:3]
+            inside = real == point or real.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):
+                best, kind = point, fstype
+    return kind == "tmpfs"

@@ -1,0 +1,307 @@
+"""`apppot run` and `apppot console`: one virtual machine, as if it were a program."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from apppot.host.errors import UsageError
+
+if TYPE_CHECKING:
+    from apppot.host.config import Setting
+    from apppot.host.images.store import Image
+    from apppot.host.launch import Run
+    from apppot.host.planning import Bind, Ground, Request
+
+STARTED = time.monotonic()
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `run` and `console`; what stands after IMAGE belongs to the command."""
+    console = parser.prog.endswith(" console")
+    parser.usage = f"{parser.prog} [OPTION]… IMAGE" + ("" if console else " [COMMAND [ARG]…]")
+    _machine_options(parser)
+    _surroundings_options(parser)
+    _stream_options(parser)
+    parser.add_argument("image", metavar="IMAGE", help="name[:version], digest, file, or `host`")
+    parser.add_argument(
+        "argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: the image's own"
+    )
+    parser.set_defaults(func=main, console=console)
+
+
+def _machine_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("machine").add_argument
+    add("--mem", dest="memory", metavar="SIZE", help="guest memory (default 512M)")
+    add("--cpus", metavar="N", help="guest CPUs (default 1)")
+    add("--scratch", metavar="SIZE", help="put the writable layer on a sparse disk file")
+    add("--time", metavar="DURATION", help="time limit, like 90s, 5m, 2h, 01:30:00")
+    add("--network", metavar="KIND", help="user (default: outbound only) or none")
+    add(
+        "-p", "--publish", metavar="HOST:GUEST", action="append", default=[],
+        help="forward a TCP port of this host's loopback to the guest",
+    )  # fmt: skip
+    add("--hypervisor", metavar="NAME", help="auto, uml, kvm, xen or qemu")
+    add("--kernel", metavar="FILE", help="guest kernel instead of the pot's")
+    add("--confine", metavar="HOW", help="auto (default), required or off")
+    add("--gpus", "--nv", "--rocm", dest="gpu", nargs="?", const="all", help=argparse.SUPPRESS)
+
+
+def _surroundings_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("surroundings of the command").add_argument
+    add(
+        "-v", "--bind", metavar="SRC:DST[:ro]", action="append", default=[],
+        help="show a file or directory of this host in the guest",
+    )  # fmt: skip
+    add("--job-dir", metavar="DIR", help="directory shown at /home/user/job (default: .), or none")
+    add("--changes", metavar="FILE", action="append", default=[], help="changes over the image")
+    add(
+        "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[],
+        help="set a variable; without a value, pass the caller's on",
+    )  # fmt: skip
+    add("--env-file", metavar="FILE", action="append", default=[], help="variables, one a line")
+    add("-w", "--workdir", metavar="DIR", help="where the command starts")
+    add("-u", "--user", metavar="USER", help="who runs it: user (default), root, a name, UID[:GID]")
+    add("--hostname", metavar="NAME", help="the guest's host name")
+
+
+def _stream_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("streams and reports").add_argument
+    add("-n", dest="no_stdin", action="store_true", help="stdin is /dev/null")
+    add("-t", dest="tty", action="store_const", const=True, help="give the command a terminal")
+    add("-T", dest="tty", action="store_const", const=False, help="give it none")
+    add("-i", "--interactive", action="store_true", help=argparse.SUPPRESS)
+    add("--rm", action="store_true", help=argparse.SUPPRESS)
+    add("--log", metavar="FILE", help="write the guest's console there")
+    add("--timeline", metavar="FILE", help="draw where the time went (.svg, or .json)")
+    add("--explain", action="store_true", help="print settings, plan and argv; start nothing")
+    add("--json", action="store_true", help="print the report (or plan) as JSON on stderr")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run one virtual machine; returns the payload's exit status."""
+    from apppot.host import launch
+
+    if args.gpu is not None:
+        raise UsageError(
+            "a GPU of the host cannot be reached from a virtual machine of AppPot",
+            "run on the CPU, or use a container where the site offers one",
+        )
+    prepared = Prepared(args)
+    if args.explain:
+        from apppot.host.explain import explain
+
+        explain(prepared, sys.stdout, as_json=args.json)
+        return 0
+    record = launch.run(
+        prepared.plan, prepared.hypervisor, prepared.capabilities, prepared.request.read_stdin
+    )
+    return _report(record, args)
+
+
+def _report(record: Run, args: argparse.Namespace) -> int:
+    from apppot.host import launch
+
+    assert record.outcome is not None
+    complaint = launch.complaint(record.outcome)
+    if complaint:
+        sys.stderr.write(f"apppot: {complaint}\n")
+    status = launch.exit_code(record.outcome)
+    if args.timeline or args.json:
+        from apppot.host import timeline
+
+        steps = timeline.steps(record, STARTED)
+        if args.timeline:
+            timeline.write(steps, args.timeline)
+        if args.json:
+            timeline.print_json(record, steps, status)
+    return status
+
+
+class Prepared:
+    """A command line made into a plan: settings, image, capabilities, plan."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from apppot.host import capabilities, config, paths, planning
+        from apppot.host.caller import Caller
+        from apppot.host.hypervisor import choose
+
+        options = {name: getattr(args, name, None) for name in config.RULES}
+        self.settings: dict[str, Setting] = config.resolve(
+            options, os.environ, paths.config_files()
+        )
+        self.capabilities = capabilities.probe()
+        self.hypervisor = choose(self.settings["hypervisor"])
+        self.caller = Caller.of_this_process()
+        tty = wants_terminal(args, self.caller.terminals)
+        self.request: Request = _request(args, tty)
+        check_memory(self.settings["memory"])
+        self.ground: Ground = _ground(self)
+        self.plan = planning.make_plan(self.request, self.settings, self.caller, self.ground)
+
+
+def wants_terminal(args: argparse.Namespace, terminals: tuple[int, ...]) -> bool:
+    """Whether the payload gets a terminal: as asked, else where stdin and stdout are terminals."""
+    if args.tty is not None:
+        return bool(args.tty)
+    if args.no_stdin:
+        return False
+    return (0 in terminals and 1 in terminals) or (args.console and 0 in terminals)
+
+
+def _request(args: argparse.Namespace, tty: bool) -> Request:
+    from apppot.host.planning import Request
+
+    # Not os.fsencode on the way in: argv arrived by it, so this gives back the very bytes.
+    argv = tuple(os.fsencode(word) for word in args.argv)
+    if argv[:1] == (b"--",):
+        argv = argv[1:]
+    return Request(
+        image=find_image(args.image),
+        argv=argv,
+        changes=tuple(_changes(path) for path in args.changes),
+        binds=tuple(parse_bind(text) for text in args.bind),
+        env=_environment(args),
+        workdir=args.workdir,
+        tty=tty,
+        read_stdin=not args.no_stdin,
+        forwards=tuple(parse_forward(text) for text in args.publish),
+    )
+
+
+def find_image(reference: str) -> Image | None:
+    """The image that `reference` names; None for `host`.  Raises ImageError."""
+    from apppot.host.images import store
+    from apppot.host.planning import HOST_IMAGE
+
+    return None if reference == HOST_IMAGE else store.resolve(reference)
+
+
+def _changes(path: str) -> Image:
+    from apppot.host.images import store
+
+    return store.resolve(path if "/" in path else f"./{path}")
+
+
+def parse_bind(text: str) -> Bind:
+    """SRC[:DST][:ro|rw].  Raises UsageError where SRC is missing or DST not absolute."""
+    from apppot.host.planning import Bind
+
+    parts = text.split(":")
+    mode = parts.pop() if len(parts) > 1 and parts[-1] in ("ro", "rw") else "rw"
+    source = os.path.abspath(parts[0])
+    target = ":".join(parts[1:]) or source
+    if not target.startswith("/"):
+        raise UsageError(f"--bind {text}: {target!r} is not an absolute path of the guest")
+    if not os.path.exists(source):
+        raise UsageError(f"--bind {text}: {source} does not exist on this host")
+    return Bind(source, os.path.normpath(target), mode == "ro", not os.path.isdir(source))
+
+
+def parse_forward(text: str) -> tuple[int, int]:
+    """HOST:GUEST as port numbers.  Raises UsageError."""
+    host, _, guest = text.partition(":")
+    numbers = [int(word) if word.isdigit() else 0 for word in (host, guest or host)]
+    if not all(0 < number < 65536 for number in numbers):
+        raise UsageError(f"--publish {text}: not HOSTPORT:GUESTPORT", "write it like 8080:80")
+    return numbers[0], numbers[1]
+
+
+def _environment(args: argparse.Namespace) -> dict[bytes, bytes]:
+    env: dict[bytes, bytes] = {}
+    for path in args.env_file:
+        env.update(_environment_file(path))
+    for text in args.env:
+        env.update(_variable(os.fsencode(text)))
+    return env
+
+
+def _variable(word: bytes) -> dict[bytes, bytes]:
+    name, equals, value = word.partition(b"=")
+    if not name:
+        raise UsageError(f"--env {os.fsdecode(word)!r}: no name")
+    if equals:
+        return {name: value}
+    return {name: os.environb[name]} if name in os.environb else {}
+
+
+def _environment_file(path: str) -> dict[bytes, bytes]:
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"--env-file {path}: {error.strerror}") from error
+    env: dict[bytes, bytes] = {}
+    for line in lines:
+        if line.strip() and not line.lstrip().startswith(b"#"):
+            env.update(_variable(line.rstrip(b"\r")))
+    return env
+
+
+def check_memory(setting: Setting) -> None:
+    """Say beforehand when the memory asked for cannot be had.  Raises UsageError."""
+    from apppot.host.capabilities import memory
+
+    room = memory()
+    if setting.value > room.total:
+        raise UsageError(
+            f"{setting.origin}: {setting.value >> 20} MB of memory cannot be had: "
+            f"{room.limited_by} has {room.total >> 20} MB",
+            "ask for less with --mem, or for a larger allocation",
+        )
+    if setting.value > room.available:
+        sys.stderr.write(
+            f"apppot: warning: {setting.value >> 20} MB of guest memory asked for, "
+            f"{room.available >> 20} MB are free now\n"
+        )
+
+
+def _ground(prepared: Prepared) -> Ground:
+    from apppot.host import terminal
+    from apppot.host.plan import KernelChoice
+    from apppot.host.planning import Ground
+    from apppot.host.pot import layout
+
+    settings: dict[str, Any] = {name: item.value for name, item in prepared.settings.items()}
+    pot = layout.find_pot(kernel=settings["kernel"])
+    kernel = pot.kernel
+    if not kernel.tuned:
+        sys.stderr.write(f"apppot: {kernel.release} is not the pot's own: {layout.KERNEL_HINT}\n")
+    rows, columns = terminal.size(0)
+    return Ground(
+        kernel=KernelChoice(
+            path=kernel.path,
+            release=kernel.release,
+            digest=kernel.digest,
+            tuned=kernel.tuned,
+            features=kernel.features,
+            lpj=layout.lpj_for(kernel),
+        ),
+        modules=kernel.modules,
+        runtime=pot.runtime,
+        slirp=prepared.capabilities.slirp,
+        rows=rows,
+        columns=columns,
+        job_directory=job_directory(settings["job_dir"]),
+        devices=prepared.hypervisor.devices,
+        confined=prepared.capabilities.bwrap is not None and settings["confine"] != "off",
+    )
+
+
+def job_directory(text: str) -> str | None:
+    """The job directory as an absolute path, None for `none`.  Raises UsageError."""
+    if text == "none":
+        return None
+    hint = "change to another directory, or use --job-dir DIR or --job-dir none"
+    try:
+        path = os.path.abspath(text)
+        if not os.path.isdir(path):
+            raise UsageError(f"the job directory {path} is not a directory", hint)
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UsageError(f"the job directory {path} cannot be read", hint)
+    except OSError as error:
+        raise UsageError(f"the job directory {text}: {error.strerror}", hint) from error
+    return path

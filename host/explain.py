@@ -1,0 +1,70 @@
+"""`apppot run --explain`: every value with its origin, and the command line; starts nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from typing import IO, TYPE_CHECKING
+
+from apppot.host import confine
+from apppot.host.plan import Shown
+
+if TYPE_CHECKING:
+    from apppot.host.commands.run import Prepared
+
+# In a real start these are a run directory and a descriptor.
+_PRIVATE = tuple(Shown(name, f"RUNDIR/{name}") for name in ("exchange", "net", "run"))
+_CHANNEL = 3
+
+
+def command_line(prepared: Prepared) -> list[str]:
+    """The hypervisor's argv as a start would make it, with RUNDIR for the run directory."""
+    plan, bwrap = prepared.plan, prepared.capabilities.bwrap
+    if prepared.ground.confined and bwrap is not None:
+        sandbox = confine.bubblewrap(
+            bwrap, (*plan.shown, *_PRIVATE), memory=plan.memory, as_root=prepared.caller.uid == 0
+        )
+    else:
+        sandbox = confine.unconfined("RUNDIR/view", "RUNDIR/uml")
+    own = prepared.hypervisor.argv(plan, sandbox.view, sandbox.temporary, _CHANNEL)
+    return [*sandbox.prefix, *own]
+
+
+def explain(prepared: Prepared, out: IO[str], *, as_json: bool) -> None:
+    """Print settings, what the guest sees of the host, and the argv."""
+    argv = command_line(prepared)
+    if as_json:
+        out.write(json.dumps(_document(prepared, argv), indent=1) + "\n")
+        return
+    for name, setting in prepared.settings.items():
+        if setting.value is not None:
+            out.write(f"{name:14} {setting.value!s:24} {setting.origin}\n")
+    job = prepared.plan.job
+    out.write(f"{'hypervisor':14} {prepared.hypervisor.name:24} chosen\n")
+    out.write(f"{'kernel':14} {prepared.plan.kernel.release:24} {prepared.plan.kernel.path}\n")
+    command = shlex.join(os.fsdecode(word) for word in job.argv) or "(a login shell)"
+    out.write(f"{'command':14} {command}\n")
+    for item in prepared.plan.shown:
+        mode = "rw" if item.writable else "ro"
+        out.write(f"{'shows':14} {item.name:12} {mode} {item.source}\n")
+    for warning in prepared.plan.warnings:
+        out.write(f"{'warning':14} {warning}\n")
+    out.write(shlex.join(argv) + "\n")
+
+
+def _document(prepared: Prepared, argv: list[str]) -> dict[str, object]:
+    plan = prepared.plan
+    return {
+        "version": 1,
+        "settings": {
+            name: {"value": setting.value, "origin": setting.origin}
+            for name, setting in prepared.settings.items()
+        },
+        "hypervisor": prepared.hypervisor.name,
+        "kernel": {"release": plan.kernel.release, "path": plan.kernel.path},
+        "command": [os.fsdecode(word) for word in plan.job.argv],
+        "shown": {i.name: {"source": i.source, "writable": i.writable} for i in plan.shown},
+        "warnings": list(plan.warnings),
+        "argv": argv,
+    }

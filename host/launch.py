@@ -1,0 +1,345 @@
+"""Acting on a launch plan: the one place where the launcher starts and ends processes.
+
+Everything that is started or made hangs on one ExitStack, in this order: run directory (and its
+keeper), CPU, network helper, virtual machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from apppot.guest.protocol import drive
+from apppot.host import confine, cpus, network, terminal
+from apppot.host.capabilities import Capabilities, memory_place
+from apppot.host.diagnosis import diagnose, last_lines
+from apppot.host.errors import (
+    EXIT_NOT_EXECUTABLE,
+    EXIT_NOT_FOUND,
+    EXIT_SIGNAL_BASE,
+    EXIT_TIME_LIMIT,
+    HypervisorError,
+)
+from apppot.host.hypervisor.base import Hypervisor
+from apppot.host.plan import LaunchPlan, Shown
+from apppot.host.planning import place_paths
+from apppot.host.relay import Console, GuestFailed, Outcome, Relay
+from apppot.host.rundir import RunDir
+from apppot.host.spawn import Child, spawn
+from apppot.host.streams import Sink, Source
+
+_ENOENT = 2
+
+
+@dataclass
+class Run:
+    """One run: its plan, what it left, and the times of its steps (monotonic seconds)."""
+
+    plan: LaunchPlan
+    marks: list[tuple[str, float]] = field(default_factory=list)
+    argv: tuple[str, ...] = ()
+    confinement: str = ""
+    console: Console | None = None
+    outcome: Outcome | None = None
+
+    def mark(self, what: str) -> None:
+        self.marks.append((what, time.monotonic()))
+
+
+def run(
+    plan: LaunchPlan, hypervisor: Hypervisor, capabilities: Capabilities, read_stdin: bool
+) -> Run:
+    """Run the plan to its end.  Raises HypervisorError when the guest failed, Aborted when a
+    signal came before the payload."""
+    record = Run(plan)
+    for warning in plan.warnings:
+        sys.stderr.write(f"apppot: warning: {warning}\n")
+    try:
+        with contextlib.ExitStack() as stack:
+            relay = _start(record, hypervisor, capabilities, read_stdin, stack)
+            record.outcome = relay.outcome
+            relay.run()
+    except GuestFailed as failure:
+        raise _explain(record, failure.reason) from failure
+    record.mark("cleaned up")
+    return record
+
+
+def _start(
+    record: Run,
+    hypervisor: Hypervisor,
+    capabilities: Capabilities,
+    read_stdin: bool,
+    stack: contextlib.ExitStack,
+) -> Relay:
+    plan = record.plan
+    rundir = RunDir.create()
+    stack.callback(rundir.remove)
+    tty = _terminal(plan, stack)
+    rundir.keep(*(tty.name_and_settings() if tty is not None else ("", "")))
+    exchange = rundir.directory("exchange")
+    net = rundir.directory("net")
+    held = cpus.hold() if plan.cpus == 1 else None
+    if held is not None:
+        stack.callback(held.release)
+    private = (Shown("exchange", exchange), Shown("net", net), Shown("run", rundir.path + "/own"))
+    rundir.directory("own")
+    sandbox = _sandbox(record, capabilities, rundir, private)
+    place_paths(plan.job, sandbox.view)
+    _write_disks(plan, rundir)
+    record.mark("planned")
+    console_read, console_write = os.pipe()
+    gate = _network(plan, capabilities, rundir, console_write, stack)
+    ours, theirs = socket.socketpair()
+    stack.callback(ours.close)
+    record.argv = (
+        *sandbox.prefix,
+        *hypervisor.argv(plan, sandbox.view, sandbox.temporary, theirs.fileno()),
+    )
+    vm = spawn(
+        record.argv,
+        output=console_write,
+        keep=(theirs.fileno(),),
+        cpus=() if held is None else (held.cpu,),
+        env=_environment(sandbox),
+        before_exec=() if sandbox.prefix else (bool,),
+    )
+    stack.callback(vm.kill)
+    record.mark("hypervisor")
+    theirs.close()
+    os.close(console_write)
+    record.console = Console(console_read, _log(plan, stack))
+    if tty is not None:
+        tty.raw()
+    return _relay(record, ours.fileno(), vm, exchange, tty, gate, read_stdin)
+
+
+def _relay(
+    record: Run,
+    channel: int,
+    vm: Child,
+    exchange: str,
+    tty: terminal.Terminal | None,
+    gate: int | None,
+    read_stdin: bool,
+) -> Relay:
+    assert record.console is not None
+    plan = record.plan
+    stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if not read_stdin else 0
+    return Relay(
+        channel,
+        vm,
+        record.console,
+        Source(stdin, exchange, plan.job.tty),
+        (Sink(2, 1), Sink(3, 2)),
+        tty=tty,
+        hello_timeout=plan.hello_timeout,
+        time_limit=plan.time_limit,
+        gate=gate,
+        vm_is_stopped=lambda: any_stopped(vm.pid),
+    )
+
+
+def _terminal(plan: LaunchPlan, stack: contextlib.ExitStack) -> terminal.Terminal | None:
+    if not plan.job.tty or not terminal.is_terminal(0):
+        return None
+    tty = terminal.Terminal(0)
+    stack.callback(tty.restore)
+    return tty
+
+
+def _log(plan: LaunchPlan, stack: contextlib.ExitStack) -> int | None:
+    if plan.log is None:
+        return None
+    try:
+        fd = os.open(plan.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise HypervisorError(f"--log {plan.log}: {error.strerror}") from error
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _sandbox(
+    record: Run, capabilities: Capabilities, rundir: RunDir, private: Sequence[Shown]
+) -> confine.Sandbox:
+    plan = record.plan
+    shown = (*plan.shown, *private)
+    if plan.confine != "off" and capabilities.bwrap is not None:
+        record.confinement = "bubblewrap"
+        return confine.bubblewrap(
+            capabilities.bwrap,
+            shown,
+            # UML's own files beside the memory: mconsole socket and pid file.
+            memory=plan.memory + (8 << 20),
+            as_root=os.getuid() == 0,
+        )
+    if plan.confine == "required":
+        raise HypervisorError(
+            f"--confine required: {capabilities.bwrap_reason}",
+            "install bubblewrap, or allow unprivileged user namespaces",
+        )
+    record.confinement = "none"
+    if plan.confine != "off":
+        sys.stderr.write(f"apppot: warning: not confined: {capabilities.bwrap_reason}\n")
+    view = rundir.directory("view")
+    for item in shown:
+        place = os.path.join(view, item.name)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.symlink(os.path.abspath(item.source), place)
+    return confine.unconfined(view, rundir.directory("uml"))
+
+
+def _environment(sandbox: confine.Sandbox) -> dict[str, str]:
+    """The hypervisor's own environment: nothing of the caller's, which may hold secrets."""
+    return {"PATH": "/usr/bin:/bin", "HOME": sandbox.temporary, "TMPDIR": sandbox.temporary}
+
+
+def _write_disks(plan: LaunchPlan, rundir: RunDir) -> None:
+    rundir.file("own/drive", drive.pack(plan.job.dump()))
+    if plan.scratch is not None:
+        path = rundir.file("scratch", b"")
+        os.truncate(path, plan.scratch)
+
+
+def _network(
+    plan: LaunchPlan,
+    capabilities: Capabilities,
+    rundir: RunDir,
+    output: int,
+    stack: contextlib.ExitStack,
+) -> int | None:
+    """Start the network helper; the descriptor that says when it is ready."""
+    if not plan.network or capabilities.slirp is None:
+        return None
+    place = Shown("net", os.path.join(rundir.path, "net"), writable=True)
+    if capabilities.bwrap is not None and plan.confine != "off":
+        sandbox = confine.bubblewrap(
+            capabilities.bwrap,
+            (place,),
+            memory=1 << 20,
+            as_root=os.getuid() == 0,
+            host_network=True,
+            system=True,
+        )
+    else:
+        sandbox = confine.unconfined(os.path.join(rundir.path), rundir.path)
+    child, ready = network.start(capabilities.slirp, sandbox, "net", output)
+    stack.callback(child.kill)
+    for host_port, guest_port in plan.forwards:
+        network.forward(place.source, host_port, guest_port)
+    return ready
+
+
+def any_stopped(pid: int) -> bool:
+    """Whether the process or one of its descendants is stopped (state T)."""
+    pids = [pid]
+    while pids:
+        current = pids.pop()
+        try:
+            with open(f"/proc/{current}/stat", encoding="utf-8", errors="replace") as text:
+                if text.read().rpartition(")")[2].split()[0] == "T":
+                    return True
+            with open(f"/proc/{current}/task/{current}/children", encoding="ascii") as text:
+                pids += [int(word) for word in text.read().split()]
+        except OSError:
+            continue
+    return False
+
+
+# -- the end ---------------------------------------------------------------------------------
+
+
+def exit_code(outcome: Outcome) -> int:
+    """The launcher's exit status for what came back."""
+    if outcome.timed_out:
+        return EXIT_TIME_LIMIT
+    report = outcome.report
+    if report.get("status") is None:
+        if report.get("errno") is None:
+            raise HypervisorError("the guest reported no status", "this is a bug of AppPot")
+        return EXIT_NOT_FOUND if report["errno"] == _ENOENT else EXIT_NOT_EXECUTABLE
+    status = int(report["status"])
+    if os.WIFSIGNALED(status):
+        return EXIT_SIGNAL_BASE + os.WTERMSIG(status)
+    return os.WEXITSTATUS(status)
+
+
+def complaint(outcome: Outcome) -> str:
+    """What to tell the user of a payload that could not be executed; empty otherwise."""
+    report = outcome.report
+    if outcome.timed_out:
+        return "the time limit ended the payload"
+    if report.get("errno") is not None:
+        return f"{report['what']}: {os.strerror(int(report['errno']))}"
+    return ""
+
+
+def _explain(record: Run, reason: str) -> HypervisorError:
+    """The error for a guest that failed, with its console kept in a file."""
+    console = record.console.text() if record.console is not None else ""
+    meaning, remedy = diagnose(console)
+    lines = [reason + (f" ({meaning})" if meaning else "")]
+    lines += [f"    | {line}" for line in last_lines(console)]
+    kept = keep_failure(record, reason, console)
+    lines.append(f"  console and plan are kept in {kept}")
+    return HypervisorError("\n".join(lines), remedy)
+
+
+_KEPT_FAILURES = 20
+
+
+def keep_failure(record: Run, reason: str, console: str) -> str:
+    """Write console and plan where the user finds them after the run; the directory."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    last = OSError("no place")
+    for home in (os.path.join(state, "apppot"), f"/tmp/apppot-failures-{os.getuid()}"):
+        place = os.path.join(home, "failures", f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+        try:
+            os.makedirs(place, mode=0o700)
+            _write(os.path.join(place, "console.log"), console)
+            _write(os.path.join(place, "plan.json"), json.dumps(describe(record, reason), indent=1))
+            _prune(os.path.dirname(place))
+            return place
+        except OSError as error:
+            last = error
+    return f"nowhere ({last.strerror})"
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+def _prune(folder: str) -> None:
+    for name in sorted(os.listdir(folder))[:-_KEPT_FAILURES]:
+        for part in ("console.log", "plan.json"):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(folder, name, part))
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(folder, name))
+
+
+def describe(record: Run, reason: str = "") -> dict[str, object]:
+    """The run as JSON values, without the job's environment, which may hold secrets."""
+    job = record.plan.job
+    return {
+        "version": 1,
+        "reason": reason,
+        "kernel": record.plan.kernel.release,
+        "memory": record.plan.memory,
+        "cpus": record.plan.cpus,
+        "confinement": record.confinement,
+        "command": [os.fsdecode(word) for word in job.argv],
+        "argv": list(record.argv),
+        "shown": {item.name: item.source for item in record.plan.shown},
+        "marks": record.marks,
+    }
+
+
+__all__ = ["Run", "complaint", "describe", "exit_code", "memory_place", "run"]

@@ -1,0 +1,88 @@
+"""The guest's way out: slirp4netns, an ordinary process that speaks TCP/IP for the guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+
+from apppot.host.confine import Sandbox
+from apppot.host.errors import HypervisorError
+from apppot.host.spawn import Child, spawn
+
+_TOOL = "slirp4netns"
+_SOCKET, _API = "bess.sock", "api.sock"
+_API_SECONDS = 5.0
+
+
+def tool() -> str | None:
+    """The path of slirp4netns, None where it is not installed."""
+    return shutil.which(_TOOL)
+
+
+def start(program: str, sandbox: Sandbox, net_name: str, output: int) -> tuple[Child, int]:
+    """Start the helper; returns it and a descriptor that becomes readable when it is ready.
+
+    Outbound only, the host's loopback closed.  The view's directory `net_name` gets its sockets.
+    """
+    ready_read, ready_write = os.pipe()
+    place = f"{sandbox.view}/{net_name}"
+    argv = [*sandbox.prefix, program, "--target-type=bess", "--mtu=1500"]
+    argv += ["--disable-host-loopback", f"--ready-fd={ready_write}"]
+    argv += ["-a", f"{place}/{_API}", f"{place}/{_SOCKET}"]
+    child = spawn(
+        argv,
+        output=output,
+        keep=(ready_write,),
+        # Without bubblewrap, `spawn` ties it to the launcher's life.
+        before_exec=() if sandbox.prefix else (bool,),
+    )
+    os.close(ready_write)
+    return child, ready_read
+
+
+def forward(directory: str, host_port: int, guest_port: int) -> None:
+    """Forward a TCP port of the host's loopback to the guest.  Raises HypervisorError."""
+    request = {
+        "execute": "add_hostfwd",
+        "arguments": {
+            "proto": "tcp",
+            "host_addr": "127.0.0.1",
+            "host_port": host_port,
+            "guest_port": guest_port,
+        },
+    }
+    answer = _ask(os.path.join(directory, _API), request)
+    if "error" in answer:
+        raise HypervisorError(
+            f"port {host_port} cannot be forwarded: {answer['error']}",
+            "choose another port of the host: this one may be in use, or below 1024",
+        )
+
+
+def _ask(path: str, request: object) -> dict[str, object]:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as api:
+        api.settimeout(_API_SECONDS)
+        _connect(api, path)
+        api.sendall(json.dumps(request).encode())
+        api.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := api.recv(4096):
+            answer += piece
+    value: dict[str, object] = json.loads(answer)
+    return value
+
+
+def _connect(api: object, path: str) -> None:
+    deadline = time.monotonic() + _API_SECONDS
+    while True:
+        try:
+            api.connect(path)  # type: ignore[attr-defined]
+            return
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)

@@ -1,0 +1,288 @@
+"""From a request to a launch plan.  Pure: reads nothing, starts nothing, decides everything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apppot.guest.protocol.job import HOME, JOB_DIR, SEARCH_PATH, Job, Layer, Mount, Network
+from apppot.host.caller import Caller
+from apppot.host.config import Setting
+from apppot.host.errors import UsageError
+from apppot.host.images.probe import ImageFormat
+from apppot.host.images.store import Image
+from apppot.host.plan import Disk, KernelChoice, LaunchPlan, Shown
+
+HOST_IMAGE = "host"
+
+# Of the host's root, what the image `host` leaves out: what belongs to this host's run, and homes.
+HOST_HIDDEN = ("proc", "sys", "dev", "run", "tmp", "var/tmp", "home", "root", "mnt", "media")
+
+# Of the caller's environment, what makes no sense in the guest: paths and sockets of the host.
+_DROPPED = frozenset(
+    b"HOME PATH USER LOGNAME SHELL PWD OLDPWD SHLVL _ MAIL HOSTNAME TMPDIR TMP TEMP DISPLAY "
+    b"WAYLAND_DISPLAY XAUTHORITY DBUS_SESSION_BUS_ADDRESS LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME "
+    b"PYTHONPATH VIRTUAL_ENV CONDA_PREFIX PERL5LIB MANPATH INVOCATION_ID JOURNAL_STREAM".split()
+)
+_DROPPED_PREFIXES = (b"XDG_", b"SSH_", b"APPPOT_", b"BASH_FUNC_", b"GPG_", b"PYENV", b"CONDA_")
+
+_LEAST_MEMORY = 64 << 20
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host path that the guest shows at `target`."""
+
+    source: str
+    target: str
+    read_only: bool
+    is_file: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, beside the settings."""
+
+    image: Image | None  # None: the host's own root
+    argv: tuple[bytes, ...]
+    changes: tuple[Image, ...] = ()
+    binds: tuple[Bind, ...] = ()
+    env: Mapping[bytes, bytes] | None = None
+    workdir: str | None = None
+    tty: bool = False
+    read_stdin: bool = True
+    forwards: tuple[tuple[int, int], ...] = ()
+    run_scripts: bool = False
+    cow: tuple[str, str] | None = None  # UML copy-on-write file and its backing image
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the plan stands on, found out before: kernel, runtime, tools, terminal size."""
+
+    kernel: KernelChoice
+    modules: str | None
+    runtime: str
+    slirp: str | None
+    rows: int
+    columns: int
+    job_directory: str | None  # absolute, None: no job directory
+    devices: tuple[str, ...]  # the hypervisor's names of its disks
+    confined: bool
+
+
+def kept_environment(env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The part of the caller's environment that the payload inherits."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
+    }
+
+
+def make_plan(
+    request: Request, settings: Mapping[str, Setting], caller: Caller, ground: Ground
+) -> LaunchPlan:
+    """The plan for `request`.  Raises UsageError for what cannot be had together."""
+    memory: int = settings["memory"].value
+    if memory < _LEAST_MEMORY:
+        raise UsageError(
+            f"{memory >> 20} MB of memory are too little for a guest", "ask for 64M or more: --mem"
+        )
+    network, warnings = _network(settings["network"], ground)
+    disks, shown, layers = _file_systems(request, ground)
+    shown += [Shown("kernel", ground.kernel.path), Shown("runtime", ground.runtime)]
+    mounts = _binds(request.binds, shown)
+    if ground.job_directory is not None:
+        shown.append(Shown("job", ground.job_directory, writable=True))
+    if ground.modules is not None:
+        shown.append(Shown("modules", ground.modules))
+    job = _job(request, settings, caller, ground)
+    job.layers, job.mounts, job.network = layers, mounts, network
+    scratch: int | None = settings["scratch"].value
+    if scratch is not None:
+        job.scratch = ground.devices[len(disks)].encode()
+        disks.append(Disk("scratch", writable=True))
+    _check_cpus(settings["cpus"], ground.kernel)
+    return LaunchPlan(
+        kernel=ground.kernel,
+        memory=memory,
+        cpus=settings["cpus"].value,
+        disks=tuple(disks),
+        shown=tuple(shown),
+        job=job,
+        network=network is not None,
+        forwards=request.forwards,
+        confine=settings["confine"].value,
+        time_limit=settings["time"].value,
+        hello_timeout=settings["hello_timeout"].value or 60.0,
+        scratch=scratch,
+        log=settings["log"].value,
+        warnings=tuple(warnings),
+    )
+
+
+def _check_cpus(cpus: Setting, kernel: KernelChoice) -> None:
+    if cpus.value > 1 and "ncpus" not in kernel.features:
+        raise UsageError(
+            f"{cpus.origin}: the kernel {kernel.release} runs guests with one CPU only",
+            "build the pot's kernel: `apppot kernel build`",
+        )
+
+
+def _network(setting: Setting, ground: Ground) -> tuple[Network | None, list[str]]:
+    if setting.value == "none":
+        return None, []
+    if setting.value != "user":
+        raise UsageError(f"{setting.origin}: unknown network {setting.value!r}", "user or none")
+    if ground.slirp is not None:
+        return Network(), []
+    if setting.origin == "default":
+        return None, ["no network: slirp4netns is not installed (--network none says it is meant)"]
+    raise UsageError(
+        f"{setting.origin}: slirp4netns is not installed",
+        "install the package slirp4netns, or use --network none",
+    )
+
+
+def _file_systems(request: Request, ground: Ground) -> tuple[list[Disk], list[Shown], list[Layer]]:
+    """Disks, shown paths and layers: runtime, config drive, base image, changes."""
+    disks = [Disk("runtime"), Disk("run/drive")]
+    shown: list[Shown] = []
+    layers: list[Layer] = []
+    if request.cow is not None:
+        _add_cow(request.cow, ground, disks, shown, layers)
+    elif request.image is None:
+        shown.append(Shown("host", "/", masked=HOST_HIDDEN))
+        layers.append(Layer(source=b"host", fstype="hostfs", hidden=list(HOST_HIDDEN)))
+    images = [*([request.image] if request.image is not None else []), *request.changes]
+    for number, image in enumerate(images):
+        device = ground.devices[len(disks)]
+        layers.append(_layer(image, device))
+        shown.append(Shown(f"image{number}", os.path.realpath(image.path)))
+        disks.append(Disk(f"image{number}"))
+    return disks, shown, layers
+
+
+def _layer(image: Image, device: str) -> Layer:
+    fstype = "ext4" if image.format is ImageFormat.RAW else str(image.format)
+    return Layer(source=device.encode(), fstype=fstype, offset=image.probed.offset)
+
+
+def _add_cow(
+    pair: tuple[str, str],
+    ground: Ground,
+    disks: list[Disk],
+    shown: list[Shown],
+    layers: list[Layer],
+) -> None:
+    cow, backing = pair
+    shown += [Shown("cow", os.path.realpath(cow), writable=True), Shown("backing", backing)]
+    source = ground.devices[len(disks)].encode()
+    layers.append(Layer(source=source, fstype="ext4", writable=True))
+    disks.append(Disk("cow", writable=True, backing="backing"))
+
+
+def _binds(binds: tuple[Bind, ...], shown: list[Shown]) -> list[Mount]:
+    mounts = []
+    for number, bind in enumerate(binds):
+        name = os.path.basename(bind.source.rstrip("/")) if bind.is_file else ""
+        place = f"bind{number}"
+        shown.append(
+            Shown(f"{place}/{name}" if name else place, bind.source, writable=not bind.read_only)
+        )
+        mount = Mount(
+            source=place.encode(),
+            target=os.fsencode(bind.target),
+            read_only=bind.read_only,
+            name=os.fsencode(name),
+        )
+        mounts.append(mount)
+    return mounts
+
+
+def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, ground: Ground) -> Job:
+    record = request.image.record if request.image is not None else None
+    env = kept_environment(caller.env)
+    if record is not None:
+        env.update({os.fsencode(k): os.fsencode(v) for k, v in record.env.items()})
+    env.update(request.env or {})
+    if request.tty:
+        env.setdefault(b"TERM", b"linux")
+    argv = list(request.argv)
+    if not argv and record is not None and not request.tty:
+        argv = [os.fsencode(word) for word in record.command]
+    return Job(
+        argv=argv,
+        env=env,
+        cwd=_directory(request, ground),
+        user=settings["user"].value,
+        uid=caller.uid,
+        gid=caller.gid,
+        groups=_groups(caller, ground),
+        umask=caller.umask,
+        rlimits=caller.rlimits,
+        tty=request.tty,
+        rows=ground.rows,
+        columns=ground.columns,
+        closed=[] if request.tty else _closed(caller, request),
+        job_dir=None if ground.job_directory is None else b"job",
+        exchange=b"exchange",
+        modules=None if ground.modules is None else b"modules",
+        hostname=settings["hostname"].value,
+        localtime=caller.localtime,
+        search_path=_search_path(request, caller),
+        run_scripts=request.run_scripts,
+    )
+
+
+# Inside a user namespace, files of groups that are not mapped show this one (Linux's overflow
+# id).  The guest's own check must let the caller's groups pass; the host makes the real one.
+_OVERFLOW_ID = 65534
+
+
+def _groups(caller: Caller, ground: Ground) -> list[list[Any]]:
+    groups: list[list[Any]] = [[gid, name] for gid, name in caller.groups]
+    if ground.confined and caller.uid != 0 and caller.groups:
+        groups.append([_OVERFLOW_ID, "nogroup"])
+    return groups
+
+
+def _closed(caller: Caller, request: Request) -> list[int]:
+    return [fd for fd in caller.closed if fd != 0 or request.read_stdin]
+
+
+def _directory(request: Request, ground: Ground) -> bytes | None:
+    if request.workdir is not None:
+        start = JOB_DIR if ground.job_directory is not None else HOME
+        return os.fsencode(os.path.join(start, request.workdir))
+    record = request.image.record if request.image is not None else None
+    if ground.job_directory is None and record is not None and record.workdir:
+        return os.fsencode(record.workdir)
+    return None
+
+
+def _search_path(request: Request, caller: Caller) -> bytes:
+    """The guest's own, but for the host's root, where the caller's names the same programs."""
+    if request.image is None and request.cow is None and b"PATH" in caller.env:
+        return caller.env[b"PATH"]
+    return SEARCH_PATH.encode()
+
+
+def place_paths(job: Job, view: str) -> None:
+    """Turn the view names in `job` into paths as the hypervisor's process sees them."""
+
+    def placed(name: bytes) -> bytes:
+        return os.fsencode(view) + b"/" + name
+
+    for layer in job.layers:
+        if layer.fstype == "hostfs":
+            layer.source = placed(layer.source)
+    for mount in job.mounts:
+        mount.source = placed(mount.source)
+    for field in ("job_dir", "exchange", "modules"):
+        name = getattr(job, field)
+        if name is not None:
+            setattr(job, field, placed(name))

@@ -1,0 +1,380 @@
+"""The launcher's side of the channel: one loop from the guest's start to its EXIT.
+
+Carries streams, signals, terminal size and time limit, watches the heartbeat, and keeps the last
+of the guest's console for the case that it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from apppot.guest.protocol import frames
+from apppot.host import terminal
+from apppot.host.errors import EXIT_SIGNAL_BASE
+from apppot.host.spawn import Child
+from apppot.host.streams import Sink, Source
+
+HEARTBEAT_LIMIT = 30.0
+GRACE_SECONDS = 10.0
+# After SIGKILL the payload is gone at once; a guest that does not say so is broken.
+_KILL_SECONDS = 5.0
+# A turn of the loop that took this much longer than asked means that the launcher was stopped.
+_STOPPED_SECONDS = 3.0
+_CONSOLE_BYTES = 256 << 10
+
+FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+    signal.SIGALRM,
+)
+_OWN = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
+
+
+class GuestFailed(Exception):
+    """The guest did not do its part; `reason` says what was seen."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Aborted(Exception):
+    """A signal ended the launcher before the payload started."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.exit_code = EXIT_SIGNAL_BASE + number
+
+
+@dataclass
+class Outcome:
+    """What came back: the EXIT frame, and what was seen on the way."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    hello: dict[str, Any] = field(default_factory=dict)
+    marks: list[tuple[str, float]] = field(default_factory=list)  # (what, monotonic seconds)
+    timed_out: bool = False
+    vital_signs: dict[str, Any] = field(default_factory=dict)
+
+
+class Console:
+    """The guest's console: the last of it in memory, all of it in a file where one is asked for."""
+
+    def __init__(self, fd: int, log: int | None) -> None:
+        self.fd: int | None = fd
+        self._log = log
+        self._tail = bytearray()
+        os.set_blocking(fd, False)
+
+    def pump(self) -> None:
+        """Take what has come."""
+        while self.fd is not None:
+            try:
+                data = os.read(self.fd, 1 << 16)
+            except BlockingIOError:
+                return
+            if not data:
+                os.close(self.fd)
+                self.fd = None
+                return
+            self._tail += data
+            del self._tail[:-_CONSOLE_BYTES]
+            if self._log is not None:
+                os.write(self._log, data)
+
+    def text(self) -> str:
+        """The last of what was printed."""
+        return self._tail.decode(errors="replace")
+
+
+class Relay:
+    """Runs one guest's channel.  `run` returns its Outcome or raises GuestFailed or Aborted."""
+
+    def __init__(
+        self,
+        channel: int,
+        vm: Child,
+        console: Console,
+        source: Source,
+        sinks: tuple[Sink, Sink],
+        *,
+        tty: terminal.Terminal | None,
+        hello_timeout: float,
+        time_limit: float | None,
+        gate: int | None,
+        vm_is_stopped: Callable[[], bool],
+    ) -> None:
+        self._channel, self._vm, self._console = channel, vm, console
+        self._source, self._sinks, self._tty = source, sinks, tty
+        self._gate, self._vm_is_stopped = gate, vm_is_stopped
+        self._hello_timeout = hello_timeout
+        self._time_limit = time_limit
+        self._decoder = frames.Decoder(frames.GUEST_TYPES)
+        self._out = bytearray()
+        self._pending: list[int] = []
+        self._gone = False
+        self._started = False
+        self._kill_at: float | None = None
+        self._give_up_at: float | None = None
+        self._limit_at: float | None = None
+        self._heard = time.monotonic()
+        self.outcome = Outcome()
+        os.set_blocking(channel, False)
+
+    # -- life --------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Carry everything until the guest has said EXIT and its output is passed on."""
+        wake, restore = self._catch_signals()
+        try:
+            while not self._finished():
+                self._turn(wake)
+            return self.outcome
+        finally:
+            restore()
+
+    def _finished(self) -> bool:
+        return bool(self.outcome.report) and all(sink.fd() is None for sink in self._sinks)
+
+    def _catch_signals(self) -> tuple[int, Callable[[], None]]:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        old = {}
+        for number in (*FORWARDED, *_OWN):
+            if signal.getsignal(number) is not signal.SIG_IGN or number in _OWN:
+                old[number] = signal.signal(number, lambda number, _: self._pending.append(number))
+        old_wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+        def restore() -> None:
+            signal.set_wakeup_fd(old_wakeup)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            os.close(read)
+            os.close(write)
+
+        return read, restore
+
+    def _turn(self, wake: int) -> None:
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        if not self._gone:
+            poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._out else 0))
+        if self._console.fd is not None:
+            poll.register(self._console.fd, select.POLLIN)
+        if self._gate is not None:
+            poll.register(self._gate, select.POLLIN)
+        source = self._source.fd() if self._started else None
+        if source is not None:
+            poll.register(source, select.POLLIN)
+        for sink in self._sinks:
+            if (fd := sink.fd()) is not None:
+                poll.register(fd, select.POLLOUT)
+        before = time.monotonic()
+        ready = dict(poll.poll(1000))
+        self._forgive(time.monotonic() - before)
+        self._handle(ready, wake, source)
+        if not self.outcome.report:
+            self._watch()
+
+    def _forgive(self, seconds: float) -> None:
+        """Time in which the launcher itself was stopped does not count against the guest."""
+        if seconds > 1.0 + _STOPPED_SECONDS:
+            self._heard = time.monotonic()
+
+    def _handle(self, ready: dict[int, int], wake: int, source: int | None) -> None:
+        if wake in ready:
+            os.read(wake, 4096)
+        while self._pending:
+            self._signal(self._pending.pop(0))
+        if self._console.fd in ready:
+            self._console.pump()
+        if self._gate is not None and self._gate in ready:
+            self._open_gate()
+        if self._channel in ready:
+            self._channel_ready(ready[self._channel])
+        if source is not None and source in ready and self._source.fd() is not None:
+            for frame in self._source.read():
+                self._send(frame)
+        for sink in self._sinks:
+            if sink.fd() in ready:
+                self._passed_on(sink, sink.flush())
+
+    # -- channel -----------------------------------------------------------------------------
+
+    def _send(self, frame: bytes) -> None:
+        if self.outcome.report:
+            return
+        self._out += frame
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._out:
+            try:
+                del self._out[: os.write(self._channel, self._out)]
+            except BlockingIOError:
+                return
+            except OSError:  # the guest is gone; reading says so
+                self._out.clear()
+
+    def _channel_ready(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._flush()
+        if not events & ~select.POLLOUT:
+            return
+        try:
+            data = os.read(self._channel, 1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._gone = True
+            if not self.outcome.report:
+                self._console.pump()
+                raise GuestFailed("the virtual machine ended without reporting a status")
+            return
+        self._heard = time.monotonic()
+        try:
+            for frame in self._decoder.feed(data):
+                self._frame(*frame)
+        except (frames.FrameError, ValueError, KeyError, TypeError, OSError) as error:
+            raise GuestFailed(f"the guest broke the channel's protocol: {error}") from error
+
+    def _frame(self, kind: int, stream: int, payload: bytes) -> None:
+        if kind == frames.DATA:
+            sink = self._sink(stream)
+            self._passed_on(sink, sink.add(payload))
+        elif kind == frames.HEARTBEAT:
+            self.outcome.vital_signs = json.loads(payload)
+        elif kind == frames.CREDIT:
+            self._source.credit(frames.U32.unpack(payload)[0])
+        elif kind == frames.CHUNK_DONE:
+            self._source.chunk_done(payload.decode("ascii"))
+        elif kind == frames.CLOSED:
+            self._source.stop()
+        elif kind == frames.HELLO:
+            self._hello(json.loads(payload))
+        elif kind == frames.STARTED:
+            self._mark("payload")
+            self._started = True
+        elif kind == frames.EXIT:
+            self._mark("exit")
+            self.outcome.report = json.loads(payload)
+        elif kind == frames.FAILED:
+            failure = json.loads(payload)
+            raise GuestFailed(f"step {failure['step']!r} failed in the guest: {failure['reason']}")
+
+    def _sink(self, stream: int) -> Sink:
+        if stream not in (frames.STDOUT, frames.STDERR):
+            raise frames.FrameError(f"data on stream {stream}")
+        return self._sinks[stream - frames.STDOUT]
+
+    def _passed_on(self, sink: Sink, count: int) -> None:
+        if sink.closed:
+            self._send(frames.encode(frames.CLOSED, sink.stream))
+        elif count:
+            self._send(frames.encode(frames.CREDIT, sink.stream, frames.U32.pack(count)))
+
+    def _mark(self, what: str) -> None:
+        self.outcome.marks.append((what, time.monotonic()))
+
+    def _hello(self, hello: dict[str, Any]) -> None:
+        if hello["version"] != frames.VERSION:
+            raise GuestFailed(
+                f"the runtime speaks protocol {hello['version']}, this launcher {frames.VERSION}"
+            )
+        self._mark("hello")
+        self.outcome.hello = hello
+        if self._gate is None:
+            self._go()
+
+    def _open_gate(self) -> None:
+        """The network helper is ready, or gone."""
+        assert self._gate is not None
+        answer = os.read(self._gate, 16)
+        os.close(self._gate)
+        self._gate = None
+        if not answer:
+            raise GuestFailed("the network helper ended before it was ready")
+        if self.outcome.hello:
+            self._go()
+
+    def _go(self) -> None:
+        self._mark("go")
+        self._send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
+        if self._time_limit is not None:
+            self._limit_at = time.monotonic() + self._time_limit
+
+    # -- signals and time --------------------------------------------------------------------
+
+    def _signal(self, number: int) -> None:
+        if number == signal.SIGWINCH:
+            self._resize()
+        elif number == signal.SIGTSTP:
+            self._stop()
+        elif number == signal.SIGCONT:
+            self._payload_signal(signal.SIGCONT)
+        elif not self._started:
+            raise Aborted(number)
+        else:
+            self._payload_signal(number)
+
+    def _payload_signal(self, number: int) -> None:
+        self._send(frames.encode(frames.SIGNAL, payload=frames.U32.pack(number)))
+
+    def _resize(self) -> None:
+        if self._tty is not None:
+            rows, columns = terminal.size(self._tty.fd)
+            self._send(frames.encode(frames.RESIZE, payload=frames.SIZE.pack(rows, columns)))
+
+    def _stop(self) -> None:
+        """Ctrl-Z: stop the payload, then the launcher; `fg` continues both."""
+        # SIGTSTP would be ignored: the payload leads a session that nobody in the guest watches.
+        self._payload_signal(signal.SIGSTOP)
+        if self._tty is not None:
+            self._tty.restore()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        if self._tty is not None:
+            self._tty.raw()
+        self._heard = time.monotonic()
+
+    def _watch(self) -> None:
+        """What is due by time: HELLO, heartbeat, time limit."""
+        if self._vm.ended() and self._gone:
+            raise GuestFailed(f"the hypervisor {self._vm.how()}")
+        now = time.monotonic()
+        limit = HEARTBEAT_LIMIT if self.outcome.hello else self._hello_timeout
+        if now - self._heard > limit:
+            if self._vm_is_stopped():
+                self._heard = now
+                return
+            what = "sent no heartbeat" if self.outcome.hello else "did not say HELLO"
+            raise GuestFailed(f"the guest {what} for {limit:.0f} s: it hangs")
+        self._time_is_up(now)
+
+    def _time_is_up(self, now: float) -> None:
+        if self._limit_at is not None and now >= self._limit_at:
+            self._limit_at = None
+            self.outcome.timed_out = True
+            self._kill_at = now + GRACE_SECONDS
+            self._payload_signal(signal.SIGTERM)
+            self._payload_signal(signal.SIGCONT)
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = None
+            self._give_up_at = now + _KILL_SECONDS
+            self._payload_signal(signal.SIGKILL)
+        if self._give_up_at is not None and now >= self._give_up_at:
+            raise GuestFailed("the payload could not be ended at its time limit")

@@ -1,0 +1,119 @@
+"""Starting the virtual machine and its helpers: the launcher's long-lived children.
+
+Each gets a session of its own, so that the terminal's keys reach only the launcher, and dies
+with the launcher: bubblewrap sees to it where it is used, the kernel's parent-death signal
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from apppot.host.errors import HypervisorError
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """A child process that the launcher ends itself."""
+
+    def __init__(self, pid: int, argv: Sequence[str]) -> None:
+        self.pid = pid
+        self.argv = tuple(argv)
+        self.status: int | None = None  # wait status once it has ended
+
+    def ended(self) -> bool:
+        """Whether it has ended; collects it if so."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = status
+        return self.status is not None
+
+    def kill(self) -> None:
+        """End it at once and collect it.  Does nothing when it has ended."""
+        if not self.ended():
+            os.kill(self.pid, signal.SIGKILL)
+            _, self.status = os.waitpid(self.pid, 0)
+
+    def how(self) -> str:
+        """How it ended, in words."""
+        if self.status is None:
+            return "is running"
+        if os.WIFSIGNALED(self.status):
+            return f"was killed by {signal.Signals(os.WTERMSIG(self.status)).name}"
+        return f"ended with status {os.WEXITSTATUS(self.status)}"
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    output: int,
+    keep: Iterable[int] = (),
+    cpus: Iterable[int] = (),
+    env: Mapping[str, str] | None = None,
+    before_exec: Sequence[Callable[[], object]] = (),
+) -> Child:
+    """Start `argv` with stdin from /dev/null, stdout and stderr to `output`.
+
+    `keep` are descriptors that it inherits under their numbers, `cpus` what it may run on
+    (empty: what the launcher may).  `before_exec` are callables run in the child; when there are
+    any, the child is also tied to the launcher's life.  Raises HypervisorError.
+    """
+    failed_read, failed_write = os.pipe()
+    prctl = _load_prctl() if before_exec else None
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if prctl is not None:
+                prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                if os.getppid() != parent:
+                    os._exit(1)
+            _prepare(output, keep, cpus)
+            for action in before_exec:
+                action()
+            os.execvpe(argv[0], list(argv), dict(env if env is not None else os.environ))
+        except OSError as error:
+            os.write(failed_write, str(error.strerror or error).encode())
+        except BaseException as error:
+            os.write(failed_write, repr(error).encode())
+        finally:
+            os._exit(127)
+    os.close(failed_write)
+    reason = os.read(failed_read, 1000)
+    os.close(failed_read)
+    if reason:
+        os.waitpid(pid, 0)
+        raise HypervisorError(f"{argv[0]} cannot be started: {reason.decode(errors='replace')}")
+    return Child(pid, argv)
+
+
+def _load_prctl() -> Callable[[int, int], int]:
+    """prctl(2), loaded before the fork: a child should not import."""
+    import ctypes
+
+    prctl: Callable[[int, int], int] = ctypes.CDLL(None).prctl
+    return prctl
+
+
+def _prepare(output: int, keep: Iterable[int], cpus: Iterable[int]) -> None:
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, number in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, number)
+    for fd in keep:
+        os.set_inheritable(fd, True)
+    allowed = set(cpus)
+    if allowed:
+        os.sched_setaffinity(0, allowed)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # hostfs keeps a descriptor per cached file.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,159 @@
+"""The launcher's ends of the payload's streams.
+
+The caller's descriptors are shared with other processes, so they are never made non-blocking;
+a pipe or terminal is opened anew for that.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+
+from apppot.guest.protocol import frames
+
+# More than this at once goes through a file in the exchange directory instead of the serial line.
+_FRAME_BYTES = 8192
+_CHUNK_BYTES = 4 << 20
+_CHUNKS_UNDER_WAY = 4
+# What a poll for writing promises at least of a pipe (PIPE_BUF).
+_SAFE_WRITE = 4096
+
+
+class Sink:
+    """Where one output stream goes: the launcher's own stdout or stderr."""
+
+    def __init__(self, stream: int, fd: int) -> None:
+        self.stream = stream
+        self._fd, self._limit = _writable(fd)
+        self._buffer = bytearray()
+        self.closed = self._fd is None
+        self.written = 0
+
+    def fd(self) -> int | None:
+        """The descriptor to poll for writing, while there is something to write."""
+        return self._fd if self._buffer and not self.closed else None
+
+    def add(self, data: bytes) -> int:
+        """Take data and write what can be written; the bytes that are passed on by that."""
+        if self.closed:
+            return len(data)
+        self._buffer += data
+        return self.flush() if len(self._buffer) == len(data) else 0
+
+    def flush(self) -> int:
+        """Write what the reader takes without waiting; the bytes written.
+
+        A reader that is gone closes the sink (`closed`); what was buffered is dropped, as it is
+        for a local process.
+        """
+        total = 0
+        while self._buffer:
+            try:
+                count = os.write(self._fd or 0, self._buffer[: self._limit])
+            except BlockingIOError:
+                break
+            except OSError:
+                self.closed = True
+                total += len(self._buffer)
+                self._buffer.clear()
+                break
+            del self._buffer[:count]
+            total += count
+            if self._limit == _SAFE_WRITE:
+                break  # the next write might wait: ask poll again
+        self.written += total
+        return total
+
+
+def _writable(fd: int) -> tuple[int | None, int]:
+    """A descriptor that writes to what `fd` does, and how much it takes at once without waiting."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return None, 0
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+        return fd, 1 << 20
+    try:
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        return os.open(f"/proc/self/fd/{fd}", flags), 1 << 18
+    except OSError:
+        return fd, _SAFE_WRITE
+
+
+class Source:
+    """The launcher's stdin: frames for a little, chunk files for a lot."""
+
+    def __init__(self, fd: int | None, exchange: str, tty: bool) -> None:
+        self._exchange = exchange
+        self._tty = tty
+        self._credit = frames.INPUT_CREDIT
+        self._fd = fd
+        self._next = 0
+        self._under_way = 0
+        self._regular = fd is not None and stat.S_ISREG(os.fstat(fd).st_mode)
+
+    def fd(self) -> int | None:
+        """The descriptor to poll for reading, while the guest takes more."""
+        room = self._credit >= _FRAME_BYTES and self._under_way < _CHUNKS_UNDER_WAY
+        return self._fd if room else None
+
+    def stop(self) -> None:
+        """Nobody reads stdin any more."""
+        self._fd = None
+
+    def credit(self, count: int) -> None:
+        """The payload took `count` bytes that went as frames."""
+        self._credit += count
+
+    def chunk_done(self, name: str) -> None:
+        """The payload took the chunk file `name`."""
+        self._under_way -= 1
+        os.unlink(os.path.join(self._exchange, str(int(name))))
+
+    def read(self) -> list[bytes]:
+        """Read what there is; the frames that carry it."""
+        assert self._fd is not None
+        try:
+            data = os.read(self._fd, _FRAME_BYTES if self._tty else 1 << 16)
+        except OSError:  # EIO: a terminal that is gone
+            data = b""
+        if not data:
+            self._fd = None
+            return [frames.encode(frames.END, frames.STDIN)]
+        if len(data) <= _FRAME_BYTES:
+            self._credit -= len(data)
+            return [frames.encode(frames.DATA, frames.STDIN, data)]
+        return [self._chunk(data)]
+
+    def _chunk(self, data: bytes) -> bytes:
+        name = str(self._next)
+        self._next += 1
+        self._under_way += 1
+        path = os.path.join(self._exchange, name)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            size = 0
+            while data:
+                size += _write_all(fd, data)
+                data = self._more() if size < _CHUNK_BYTES else b""
+        finally:
+            os.close(fd)
+        return frames.encode(frames.INPUT_FILE, payload=b'{"name": %d}' % int(name))
+
+    def _more(self) -> bytes:
+        """What else can be read without waiting; empty when nothing can (or at the end)."""
+        assert self._fd is not None
+        if not self._regular:
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            if not poll.poll(0):
+                return b""
+        return os.read(self._fd, 1 << 20)
+
+
+def _write_all(fd: int, data: bytes) -> int:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    return len(data)
