@@ -48,13 +48,15 @@ def build_kernel(jobs: int | None = None, force: bool = False) -> dict[str, obje
     """
     recipe = load_kernel()
     home = Path(pot_home())
-    current = store.entry(home, "kernel")
-    if current and current.get("recipe") == recipe.digest and not force:
+    if (current := _current(home, recipe)) and not force:
         return current
     check_tools(recipe)
     cache = Path(cache_home()) / "kernel"
     # The tree is in the cache, which may be on a larger disk than the pot.
     with store.workplace(cache, "kernel") as work, store.workplace(home, "kernel") as place:
+        # Whoever held the lock may have built it meanwhile.
+        if (current := _current(home, recipe)) and not force:
+            return current
         source = _source(recipe, cache, work)
         _configure(recipe, source.tree)
         _compile(recipe, source.tree, cache, jobs or len(os.sched_getaffinity(0)))
@@ -71,6 +73,12 @@ def build_kernel(jobs: int | None = None, force: bool = False) -> dict[str, obje
         entry = store.publish(home, "kernel", binary, facts)
     measure_lpj(kernel_of(home, entry))
     return entry
+
+
+def _current(home: Path, recipe: KernelRecipe) -> dict[str, object] | None:
+    """The pot's kernel, if it was built from this recipe."""
+    entry = store.entry(home, "kernel")
+    return entry if entry and entry.get("recipe") == recipe.digest else None
 
 
 def kernel_of(home: Path, entry: dict[str, object]) -> Kernel:

@@ -35,33 +35,30 @@ def build_runtime(force: bool = False, refresh: bool = False) -> dict[str, objec
     BuildError or ToolError; the pot then keeps the runtime it had.
     """
     recipe = load_runtime()
-    home = Path(pot_home())
-    packages = _packages(recipe, refresh)
-    base = _base_key(recipe, packages)
-    inputs = digest_of(IMAGE_FORMAT, base, agent_digest(), recipe.init.read_text())
-    current = store.entry(home, "runtime")
-    if current and current.get("inputs") == inputs and not force:
-        return current
-    cache = Path(cache_home()) / "runtime"
+    home, cache = Path(pot_home()), Path(cache_home()) / "runtime"
+    # Read once: what is built is what the key says, even while somebody edits it.
+    agent = read_agent(recipe)
     with store.locked(cache):
+        packages = _packages(recipe, refresh)
+        base = _base_key(recipe, packages)
+        inputs = digest_of(IMAGE_FORMAT, base, *(f"{path}\0{text}" for path, text in agent.items()))
+        current = store.entry(home, "runtime")
+        if current and current.get("inputs") == inputs and not force:
+            return current
         tree = _base_tree(recipe, packages, cache / "trees" / base, force)
         with store.workplace(home, "runtime") as work:
-            image = _image(recipe, tree, work)
+            image = _image(recipe, tree, agent, work)
             facts: dict[str, object] = {"inputs": inputs, "size": image.stat().st_size}
             return store.publish(home, "runtime", image, facts)
 
 
-def agent_files() -> list[Path]:
-    """The agent's source files, relative to the package, in a fixed order."""
+def read_agent(recipe: RuntimeRecipe) -> dict[str, str]:
+    """The agent's files: path in the runtime -> text, in a fixed order."""
     root = Path(next(iter(apppot.guest.__path__)))
-    return sorted(path.relative_to(root) for path in root.rglob("*.py"))
-
-
-def agent_digest() -> str:
-    """Hex sha256 over names and contents of the agent."""
-    root = Path(next(iter(apppot.guest.__path__)))
-    words = [str(path) + "\0" + (root / path).read_text() for path in agent_files()]
-    return digest_of(*words)
+    sources = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+    return {INIT: recipe.init.read_text()} | {
+        f"{AGENT}/{path}": (root / path).read_text() for path in sources
+    }
 
 
 def _packages(recipe: RuntimeRecipe, refresh: bool) -> list[Package]:
@@ -98,7 +95,7 @@ def _base_tree(
     with Progress("runtime: prune and compile"):
         prune(recipe, work)
         _supply(recipe, work)
-        _compile(recipe, work, work, "/")
+        _compile(recipe, work, work)
         run([*_linked(recipe, work, "usr/sbin/ldconfig"), "-X", "-r", str(work)], check=False)
         _try_imports(recipe, work)
     shutil.rmtree(target, ignore_errors=True)
@@ -192,18 +189,21 @@ def _python_env() -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "SOURCE_DATE_EPOCH": "1735689600",
     }
 
 
-def _compile(recipe: RuntimeRecipe, python_root: Path, tree: Path, prefix: str) -> None:
+def _compile(recipe: RuntimeRecipe, python_root: Path, tree: Path) -> None:
     """Compile every module with the runtime's own Python, for that no start does it again.
 
     unchecked-hash: the guest never compares a module with its source.
     """
     words = ["-S", "-s", "-P", "-m", "compileall", "-q", "-f", "-j", "1", "-s", str(tree)]
-    words += ["-p", prefix, "--invalidation-mode", "unchecked-hash", str(tree / "usr/lib")]
-    run([*_linked(recipe, python_root, recipe.python), *words], env=_python_env())
+    words += ["-p", "/", "--invalidation-mode", "unchecked-hash", str(tree / "usr/lib")]
+    python = _linked(recipe, python_root, recipe.python)
+    done = run([*python, *words], env=_python_env(), check=False)
+    if done.returncode:
+        said = (done.stdout + done.stderr).decode(errors="replace").strip()
+        raise BuildError(f"the runtime's Python cannot compile a module:\n{said[-2000:]}")
 
 
 def _try_imports(recipe: RuntimeRecipe, root: Path) -> None:
@@ -213,28 +213,19 @@ def _try_imports(recipe: RuntimeRecipe, root: Path) -> None:
     run([*_linked(recipe, root, recipe.python), *words], env=_python_env())
 
 
-def _image(recipe: RuntimeRecipe, tree: Path, work: Path) -> Path:
+def _image(recipe: RuntimeRecipe, tree: Path, agent: dict[str, str], work: Path) -> Path:
     """The image of the tree with the agent in it."""
-    agent = work / "agent"
-    _stage_agent(recipe, agent)
-    _compile(recipe, tree, agent, "/")
+    staged = work / "agent"
+    for name, text in agent.items():
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / name).write_text(text)
+    (staged / INIT).chmod(0o755)
+    _compile(recipe, tree, staged)
     target = work / "runtime.ext4"
     spec = replace(recipe.image, modes={SUDO: 0o4755, "tmp": 0o1777, "var/tmp": 0o1777})
     with Progress("runtime: image"):
-        write_image([tree, agent], target, spec, _tools(recipe, tree))
+        write_image([tree, staged], target, spec, _tools(recipe, tree))
     return target
-
-
-def _stage_agent(recipe: RuntimeRecipe, target: Path) -> None:
-    root = Path(next(iter(apppot.guest.__path__)))
-    for path in agent_files():
-        copy = target / AGENT / path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / path, copy)
-    init = target / INIT
-    init.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(recipe.init, init)
-    init.chmod(0o755)
 
 
 def _tools(recipe: RuntimeRecipe, tree: Path) -> Tools:
