@@ -22,7 +22,7 @@ from apppot.host.images.recipe import Recipe, RecipeFile
 from apppot.host.progress import Progress
 
 # Part of the cache key: raise it when the way of building changes the result.
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
 INSTALL_HINT = "apt-get install mmdebstrap squashfs-tools"
 MERGED_USR_HOOK = "/usr/share/mmdebstrap/hooks/merged-usr"
 PIN_FILE = "etc/apt/preferences.d/apppot-build"
@@ -172,8 +172,9 @@ def bootstrap_argv(
     )
     clean = " ".join(f'"$1/{path}"' for path in BUILD_ONLY)
     argv = [
-        # An orphaned mmdebstrap would wait for a reader of its FIFO for ever.
-        *("setpriv", "--pdeathsig", "TERM", "--"),
+        # The FIFO is opened at the start, while it has a reader: an orphan that opened it at
+        # the end would wait for ever; so it dies of its broken pipe, or of its parent's death.
+        *("setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", 'exec "$@" >"$0"', target),
         *("mmdebstrap", "--verbose", f"--mode={mode}", "--variant=minbase", "--format=tar"),
         *(f"--aptopt={options}", "--dpkgopt=force-unsafe-io"),
         f"--include={','.join(('usr-is-merged', *recipe.packages))}",
@@ -182,7 +183,7 @@ def bootstrap_argv(
     ]
     if extra:
         argv.append(f"--customize-hook=tar-in {shlex.quote(extra)} /")
-    return [*argv, recipe.suite, target, *lines]
+    return [*argv, recipe.suite, "-", *lines]
 
 
 def _bootstrap(

@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import BinaryIO
 
 from apppot.host import process
 from apppot.host.errors import ApppotError, BuildError
@@ -56,7 +57,7 @@ class Packer:
         if self._failure is not None and (kind is None or issubclass(kind, BrokenPipeError)):
             raise self._failure
         if kind is None:
-            _set_root_time(self.target, self.epoch)
+            _mend_root(self.target, self.epoch)
 
     @property
     def failed(self) -> bool:
@@ -72,7 +73,7 @@ class Packer:
             argv += ["-mkfs-time", str(self.epoch)]
         try:
             process.run(
-                [*argv, self.target],
+                [*_as_root(), *argv, self.target],
                 stdin=self._reader,
                 env=env,
                 timeout=TIMEOUT,
@@ -106,8 +107,20 @@ def stream(descriptor: int, read: Callable[[int], bytes], chunk: int = 1 << 20) 
         write_all(descriptor, data)
 
 
-def _set_root_time(path: str, epoch: int) -> None:
-    """Give the root directory a fixed time; sqfstar 4.5 ignores -root-time."""
+def _as_root() -> tuple[str, ...]:
+    """A prefix under which sqfstar takes itself for root, where this host allows one.
+
+    sqfstar 4.5 gives the root directory to its caller and so puts the caller's id into the
+    image; in a user namespace, everybody's image has the same bytes.
+    """
+    prefix = ("unshare", "--map-root-user")
+    if os.geteuid() == 0 or process.run([*prefix, "true"], check=False, timeout=30).returncode:
+        return ()
+    return prefix
+
+
+def _mend_root(path: str, epoch: int) -> None:
+    """Give the root directory to root and a fixed time; sqfstar 4.5 ignores its own options."""
     with open(path, "r+b") as image:
         superblock = image.read(96)
         if superblock[:4] != b"hsqs":
@@ -119,11 +132,28 @@ def _set_root_time(path: str, epoch: int) -> None:
         (header,) = struct.unpack("<H", image.read(2))
         place = block + 2 + (root & 0xFFFF)
         image.seek(place)
-        (kind,) = struct.unpack("<H", image.read(2))
+        kind, _, uid, gid = struct.unpack("<HHHH", image.read(8))
         if not header & UNCOMPRESSED or kind not in DIRECTORY_TYPES:
             raise BuildError("sqfstar wrote a root directory of an unexpected form", INSTALL_HINT)
-        image.seek(place + 8)
-        image.write(struct.pack("<I", epoch))
+        zero = _index_of_zero(image, superblock)
+        image.seek(place + 4)
+        owner = (uid, gid) if zero is None else (zero, zero)
+        image.write(struct.pack("<HHI", *owner, epoch))
+
+
+def _index_of_zero(image: BinaryIO, superblock: bytes) -> int | None:
+    """Where id 0 stands in the first block of the image's table of ids."""
+    (count,) = struct.unpack_from("<H", superblock, 26)
+    (pointers,) = struct.unpack_from("<Q", superblock, 48)
+    image.seek(pointers)
+    (block,) = struct.unpack("<Q", image.read(8))
+    image.seek(block)
+    (header,) = struct.unpack("<H", image.read(2))
+    if not header & UNCOMPRESSED:
+        return None
+    size = min(header & ~UNCOMPRESSED, 4 * count)
+    ids = struct.unpack(f"<{size // 4}I", image.read(size))
+    return ids.index(0) if 0 in ids else None
 
 
 def distribution(path: str) -> str:

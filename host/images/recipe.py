@@ -22,11 +22,11 @@ import os
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-import tomllib
 from apppot.host.errors import UsageError
 from apppot.host.images import store
 

@@ -171,7 +171,8 @@ def test_mmdebstraps_command_line() -> None:
     argv = builder.bootstrap_argv(
         recipe.parse(WHOLE, "x.toml"), builder.BuildMode.UNSHARE, "/o", ["deb m s"], "/f f", "/p"
     )
-    assert argv[-3:] == ["bookworm", "/p", "deb m s"]
+    assert argv[-3:] == ["bookworm", "-", "deb m s"]
+    assert argv[argv.index("mmdebstrap") - 1] == "/p"
     assert "--mode=unshare" in argv
     assert "--include=usr-is-merged,curl,hmmer" in argv
     assert "--customize-hook=tar-in '/f f' /" in argv
