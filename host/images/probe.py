@@ -128,8 +128,8 @@ def require_bootable(probed: Probed, name: str) -> None:
 
 
 def _size(handle: int, name: str) -> int:
-    mode = os.fstat(handle).st_mode
-    kind = mode & 0o170000
+    status = os.fstat(handle)
+    kind = status.st_mode & 0o170000
     if kind == 0o040000:
         raise ImageError(
             f"image {name!r} is a directory",
@@ -137,7 +137,11 @@ def _size(handle: int, name: str) -> int:
         )
     if kind not in (0o100000, 0o060000):
         raise ImageError(f"image {name!r} is neither a file nor a block device")
-    return os.lseek(handle, 0, os.SEEK_END)
+    if kind == 0o100000:
+        return status.st_size
+    size = os.lseek(handle, 0, os.SEEK_END)
+    os.lseek(handle, 0, os.SEEK_SET)  # the caller reads on from the start
+    return size
 
 
 def _check_length(name: str, kind: str, size: int, wanted: int) -> None:

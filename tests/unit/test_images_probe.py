@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 from apppot.host.errors import ImageError
-from apppot.host.images.probe import ImageFormat, probe, require_bootable, tar_compression
+from apppot.host.images.probe import (
+    ImageFormat,
+    probe,
+    probe_descriptor,
+    require_bootable,
+    tar_compression,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +80,12 @@ def put(folder: Path, head: bytes, size: int = 0) -> str:
 def test_squashfs_says_its_compression(tmp_path: Path) -> None:
     found = probe(put(tmp_path, squashfs(5000), 8192))
     assert (found.format, found.size, found.detail) == (ImageFormat.SQUASHFS, 8192, "zstd")
+
+
+def test_a_descriptor_still_stands_at_its_start(tmp_path: Path) -> None:
+    with open(put(tmp_path, squashfs(96)), "rb", buffering=0) as handle:
+        assert probe_descriptor(handle.fileno(), "image").size == 96
+        assert handle.read(4) == b"hsqs"
 
 
 def test_erofs(tmp_path: Path) -> None:
