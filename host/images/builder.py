@@ -25,6 +25,9 @@ from apppot.host.progress import Progress
 BUILDER_VERSION = 3
 INSTALL_HINT = "apt-get install mmdebstrap squashfs-tools"
 MERGED_USR_HOOK = "/usr/share/mmdebstrap/hooks/merged-usr"
+# Root's build mounts /proc and /sys in its tree: in a namespace of its own these vanish with it
+# even when it is killed, and a later `rm -r` of the tree cannot reach the host's.
+PRIVATE_MOUNTS = ("unshare", "--mount", "--propagation", "private", "--")
 PIN_FILE = "etc/apt/preferences.d/apppot-build"
 # What the build needs and the image must not keep: the machine's name, resolver and proxy.
 BUILD_ONLY = (
@@ -174,7 +177,9 @@ def bootstrap_argv(
     argv = [
         # The FIFO is opened at the start, while it has a reader: an orphan that opened it at
         # the end would wait for ever; so it dies of its broken pipe, or of its parent's death.
-        *("setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", 'exec "$@" >"$0"', target),
+        *("setpriv", "--pdeathsig", "TERM", "--"),
+        *(PRIVATE_MOUNTS if mode is BuildMode.ROOT else ()),
+        *("sh", "-c", 'exec "$@" >"$0"', target),
         *("mmdebstrap", "--verbose", f"--mode={mode}", "--variant=minbase", "--format=tar"),
         *(f"--aptopt={options}", "--dpkgopt=force-unsafe-io"),
         f"--include={','.join(('usr-is-merged', *recipe.packages))}",

@@ -180,6 +180,14 @@ def test_mmdebstraps_command_line() -> None:
     assert "etc/resolv.conf" in clean and "etc/hostname" in clean and "99mmdebstrap" in clean
 
 
+def test_a_build_as_root_mounts_in_a_namespace_of_its_own() -> None:
+    def argv(mode: builder.BuildMode) -> list[str]:
+        return builder.bootstrap_argv(recipe.parse(WHOLE, "x.toml"), mode, "/o", [], "", "/p")
+
+    assert "--mount" in argv(builder.BuildMode.ROOT)
+    assert "--mount" not in argv(builder.BuildMode.UNSHARE)
+
+
 def test_recipe_files_become_roots_own() -> None:
     content = builder.files_tar(recipe.parse(WHOLE, "x.toml").files, 5)
     assert content == builder.files_tar(recipe.parse(WHOLE, "y.toml").files, 5)
