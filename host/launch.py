@@ -95,7 +95,7 @@ def _start(
     _write_disks(plan, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
-    gate = _network(plan, capabilities, rundir, console_write, stack)
+    helper = _network(plan, capabilities, rundir, stack)
     ours, theirs = socket.socketpair()
     stack.callback(ours.close)
     record.argv = (
@@ -117,7 +117,7 @@ def _start(
     record.console = Console(console_read, _log(plan, stack))
     if tty is not None:
         tty.raw()
-    return _relay(record, ours.fileno(), vm, exchange, tty, gate, read_stdin)
+    return _relay(record, ours.fileno(), vm, exchange, tty, helper, read_stdin)
 
 
 def _relay(
@@ -126,7 +126,7 @@ def _relay(
     vm: Child,
     exchange: str,
     tty: terminal.Terminal | None,
-    gate: int | None,
+    helper: int | None,
     read_stdin: bool,
 ) -> Relay:
     assert record.console is not None
@@ -141,7 +141,7 @@ def _relay(
         tty=tty,
         hello_timeout=plan.hello_timeout,
         time_limit=plan.time_limit,
-        gate=gate,
+        helper=helper,
         vm_is_stopped=lambda: any_stopped(vm.pid),
     )
 
@@ -211,10 +211,9 @@ def _network(
     plan: LaunchPlan,
     capabilities: Capabilities,
     rundir: RunDir,
-    output: int,
     stack: contextlib.ExitStack,
 ) -> int | None:
-    """Start the network helper; the descriptor that says when it is ready."""
+    """Start the network helper; the descriptor with its output, which says when it is ready."""
     if not plan.network or capabilities.slirp is None:
         return None
     place = Shown("net", os.path.join(rundir.path, "net"), writable=True)
@@ -229,7 +228,7 @@ def _network(
         )
     else:
         sandbox = confine.unconfined(os.path.join(rundir.path), rundir.path)
-    child, ready = network.start(capabilities.slirp, sandbox, "net", output)
+    child, ready = network.start(capabilities.slirp, sandbox, "net")
     stack.callback(child.kill)
     for host_port, guest_port in plan.forwards:
         network.forward(place.source, host_port, guest_port)

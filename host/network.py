@@ -12,6 +12,7 @@ from apppot.host.errors import HypervisorError
 from apppot.host.spawn import Child, spawn
 
 _TOOL = "slirp4netns"
+READY = b"Waiting for connection"
 _SOCKET, _API = "bess.sock", "api.sock"
 _API_SECONDS = 5.0
 
@@ -21,25 +22,21 @@ def tool() -> str | None:
     return shutil.which(_TOOL)
 
 
-def start(program: str, sandbox: Sandbox, net_name: str, output: int) -> tuple[Child, int]:
-    """Start the helper; returns it and a descriptor that becomes readable when it is ready.
+def start(program: str, sandbox: Sandbox, net_name: str) -> tuple[Child, int]:
+    """Start the helper; returns it and a descriptor with what it prints.
 
-    Outbound only, the host's loopback closed.  The view's directory `net_name` gets its sockets.
+    It is ready once READY stands there (its own --ready-fd speaks only after the guest has
+    connected).  Outbound only, the host's loopback closed.  The view's directory `net_name` gets
+    its sockets.
     """
-    ready_read, ready_write = os.pipe()
+    output_read, output_write = os.pipe()
     place = f"{sandbox.view}/{net_name}"
     argv = [*sandbox.prefix, program, "--target-type=bess", "--mtu=1500"]
-    argv += ["--disable-host-loopback", f"--ready-fd={ready_write}"]
-    argv += ["-a", f"{place}/{_API}", f"{place}/{_SOCKET}"]
-    child = spawn(
-        argv,
-        output=output,
-        keep=(ready_write,),
-        # Without bubblewrap, `spawn` ties it to the launcher's life.
-        before_exec=() if sandbox.prefix else (bool,),
-    )
-    os.close(ready_write)
-    return child, ready_read
+    argv += ["--disable-host-loopback", "-a", f"{place}/{_API}", f"{place}/{_SOCKET}"]
+    # Without bubblewrap, `spawn` ties it to the launcher's life.
+    child = spawn(argv, output=output_write, before_exec=() if sandbox.prefix else (bool,))
+    os.close(output_write)
+    return child, output_read
 
 
 def forward(directory: str, host_port: int, guest_port: int) -> None:

@@ -10,13 +10,14 @@ import json
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from apppot.guest.protocol import frames
-from apppot.host import terminal
+from apppot.host import network, terminal
 from apppot.host.errors import EXIT_SIGNAL_BASE
 from apppot.host.spawn import Child
 from apppot.host.streams import Sink, Source
@@ -113,18 +114,20 @@ class Relay:
         tty: terminal.Terminal | None,
         hello_timeout: float,
         time_limit: float | None,
-        gate: int | None,
+        helper: int | None,
         vm_is_stopped: Callable[[], bool],
     ) -> None:
         self._channel, self._vm, self._console = channel, vm, console
         self._source, self._sinks, self._tty = source, sinks, tty
-        self._gate, self._vm_is_stopped = gate, vm_is_stopped
+        self._helper, self._vm_is_stopped = helper, vm_is_stopped
         self._hello_timeout = hello_timeout
         self._time_limit = time_limit
         self._decoder = frames.Decoder(frames.GUEST_TYPES)
         self._out = bytearray()
         self._pending: list[int] = []
         self._gone = False
+        self._helper_said = b""
+        self._helper_ready = helper is None
         self._started = False
         self._kill_at: float | None = None
         self._give_up_at: float | None = None
@@ -174,8 +177,8 @@ class Relay:
             poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._out else 0))
         if self._console.fd is not None:
             poll.register(self._console.fd, select.POLLIN)
-        if self._gate is not None:
-            poll.register(self._gate, select.POLLIN)
+        if self._helper is not None:
+            poll.register(self._helper, select.POLLIN)
         source = self._source.fd() if self._started else None
         if source is not None:
             poll.register(source, select.POLLIN)
@@ -201,8 +204,8 @@ class Relay:
             self._signal(self._pending.pop(0))
         if self._console.fd in ready:
             self._console.pump()
-        if self._gate is not None and self._gate in ready:
-            self._open_gate()
+        if self._helper is not None and self._helper in ready:
+            self._hear_helper()
         if self._channel in ready:
             self._channel_ready(ready[self._channel])
         if source is not None and source in ready and self._source.fd() is not None:
@@ -298,19 +301,29 @@ class Relay:
             )
         self._mark("hello")
         self.outcome.hello = hello
-        if self._gate is None:
+        if self._helper_ready:
             self._go()
 
-    def _open_gate(self) -> None:
-        """The network helper is ready, or gone."""
-        assert self._gate is not None
-        answer = os.read(self._gate, 16)
-        os.close(self._gate)
-        self._gate = None
-        if not answer:
-            raise GuestFailed("the network helper ended before it was ready")
-        if self.outcome.hello:
-            self._go()
+    def _hear_helper(self) -> None:
+        """The network helper has said something, perhaps that it is ready, or is gone."""
+        assert self._helper is not None
+        said = os.read(self._helper, 4096)
+        self._helper_said = (self._helper_said + said)[-4096:]
+        if not said:
+            os.close(self._helper)
+            self._helper = None
+            self._helper_lost()
+        elif not self._helper_ready and network.READY in self._helper_said:
+            self._helper_ready = True
+            if self.outcome.hello:
+                self._go()
+
+    def _helper_lost(self) -> None:
+        last = self._helper_said.decode(errors="replace").strip().splitlines()[-1:]
+        reason = f"the network helper ended: {last[0] if last else 'it said nothing'}"
+        if not self._helper_ready:
+            raise GuestFailed(reason)
+        sys.stderr.write(f"apppot: warning: {reason}\n")
 
     def _go(self) -> None:
         self._mark("go")
