@@ -41,11 +41,12 @@ def bubblewrap(
     as_root: bool,
     host_network: bool = False,
     system: bool = False,
+    libraries: tuple[str, ...] = (),
 ) -> Sandbox:
     """The words that start a process which sees only `shown`, under VIEW.
 
     `memory` bytes of tmpfs hold the guest's memory file.  `system` adds the host's libraries
-    for helpers that are linked dynamically.
+    for helpers that are linked dynamically, `libraries` just the files that one program needs.
     """
     words = [*_root_words()] if as_root else []
     words += [bwrap, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -57,6 +58,10 @@ def bubblewrap(
     words += ["--size", str(memory), "--tmpfs", TEMPORARY, "--proc", "/proc", "--dev", "/dev"]
     if system:
         words += _system_words()
+    if libraries:
+        words += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    for path in libraries:
+        words += ["--ro-bind", path, path]
     for item in shown:
         kind = "--bind" if item.writable else "--ro-bind"
         words += [kind, item.source, f"{VIEW}/{item.name}"]
@@ -67,7 +72,7 @@ def bubblewrap(
 
 
 # What bubblewrap itself needs of a caller who is root.
-_ROOT_NEEDS = "sys_admin setpcap net_admin setuid setgid sys_chroot dac_override".split()
+_ROOT_NEEDS = ["sys_admin", "setpcap", "net_admin", "setuid", "setgid", "sys_chroot", "dac_override"]
 
 
 def _root_words() -> list[str]:

@@ -178,6 +178,7 @@ def _sandbox(
             # UML's own files beside the memory: mconsole socket and pid file.
             memory=plan.memory + (8 << 20),
             as_root=os.getuid() == 0,
+            libraries=plan.kernel.libraries,
         )
     if plan.confine == "required":
         raise HypervisorError(

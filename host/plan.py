@@ -44,6 +44,7 @@ class KernelChoice:
     tuned: bool
     features: frozenset[str] = frozenset()
     lpj: int | None = None
+    libraries: tuple[str, ...] = ()  # host paths that its process needs, where linked dynamically
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import time
 STARTED = time.clock_gettime(time.CLOCK_BOOTTIME)
 
 import os  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
 
 from apppot.guest import syscalls  # noqa: E402
 from apppot.guest.console import log  # noqa: E402
@@ -22,6 +21,7 @@ from apppot.guest.protocol import frames  # noqa: E402
 from apppot.guest.protocol.job import Job, Layer  # noqa: E402
 from apppot.guest.protocol.jsonlite import dumps  # noqa: E402
 
+TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
 

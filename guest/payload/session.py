@@ -11,12 +11,12 @@ import os
 import select
 import termios
 import time
-from typing import TYPE_CHECKING
 
 from apppot.guest.payload import process
 from apppot.guest.protocol import frames
 from apppot.guest.protocol.jsonlite import dumps, loads
 
+TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from typing import Any
 

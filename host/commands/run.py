@@ -279,6 +279,7 @@ def _ground(prepared: Prepared) -> Ground:
             tuned=kernel.tuned,
             features=kernel.features,
             lpj=layout.lpj_for(kernel),
+            libraries=kernel.libraries,
         ),
         modules=kernel.modules,
         runtime=pot.runtime,

@@ -30,7 +30,8 @@ class Kernel:
     """A User-Mode Linux kernel.  `features` are words of its command line that it knows.
 
     `tuned`: one of ours, with every driver built in and the patches that keep data safe.
-    `modules` is the host directory with its modules, for one that needs some.
+    `modules` is the host directory with its modules, for one that needs some; `libraries` the
+    files that its dynamic loader opens.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Kernel:
     tuned: bool
     features: frozenset[str]
     modules: str | None
+    libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _probed(path: str) -> Kernel:
     name = probe_key(os.path.realpath(path), stat.st_mtime_ns, stat.st_size)
     cached = os.path.join(cache_home(), "kernels", name)
     facts = read_json(cached)
-    if facts is None:
+    if facts is None or "libraries" not in facts:
         from apppot.host.pot.probe import probe_kernel
 
         facts = probe_kernel(path)
@@ -144,6 +146,7 @@ def kernel_from_facts(path: str, facts: dict[str, object]) -> Kernel:
     features = frozenset(str(word) for word in words) if isinstance(words, list) else frozenset()
     release = str(facts["release"])
     modules = os.path.join(STOCK_MODULES, release)
+    libraries = facts.get("libraries")
     return Kernel(
         path=os.path.abspath(path),
         release=release,
@@ -151,6 +154,7 @@ def kernel_from_facts(path: str, facts: dict[str, object]) -> Kernel:
         tuned="anon_around" in features,
         features=features,
         modules=modules if os.path.isdir(modules) else None,
+        libraries=tuple(map(str, libraries)) if isinstance(libraries, list) else (),
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
+import struct
 
 from apppot.host.errors import PotError
 from apppot.host.process import ToolError, run
@@ -13,6 +15,10 @@ from apppot.host.process import ToolError, run
 HELP_WORDS = re.compile(rb"^(seccomp|ncpus)=", re.MULTILINE)
 # A boot option of the kernel proper, which --help does not list: the string is in the binary.
 BINARY_WORDS = (b"anon_around",)
+# A line of the loader's list: "libc.so.6 => /lib/libc.so.6 (0x…)" or "/lib/ld.so (0x…)".
+LIBRARY = re.compile(r"^\s*(?:\S+ => )?(/.*) \(0x[0-9a-f]+\)$", re.MULTILINE)
+ELF_HEAD = 64
+PT_INTERP = 3
 
 
 def probe_kernel(path: str) -> dict[str, object]:
@@ -32,7 +38,42 @@ def probe_kernel(path: str) -> dict[str, object]:
     features = set(HELP_WORDS.findall(help_text.stdout + help_text.stderr))
     digest, inside = _scan(path)
     words = sorted(word.decode() for word in features | inside)
-    return {"release": release, "digest": digest, "features": words}
+    libraries = shared_libraries(path)
+    return {"release": release, "digest": digest, "features": words, "libraries": libraries}
+
+
+def shared_libraries(path: str) -> list[str]:
+    """The loader and libraries of a dynamically linked program, as it opens them; none if static.
+
+    Raises PotError where its own loader cannot find them.
+    """
+    loader = _loader(path)
+    if loader is None:
+        return []
+    try:
+        listed = run([loader, "--list", os.path.abspath(path)], timeout=20).stdout
+    except ToolError as error:
+        hint = "build the pot's kernel, which is linked statically: `apppot pot build`"
+        raise PotError(f"{path} lacks libraries: {error.cause}", hint) from error
+    found = LIBRARY.findall(os.fsdecode(listed))
+    return sorted({loader, *found})
+
+
+def _loader(path: str) -> str | None:
+    """The program interpreter in a 64-bit ELF file's header; None where there is none."""
+    with open(path, "rb") as file:
+        head = file.read(ELF_HEAD)
+        if head[:5] != b"\x7fELF\x02":
+            return None
+        (table,) = struct.unpack_from("<Q", head, 32)
+        size, count = struct.unpack_from("<HH", head, 54)
+        for number in range(count):
+            file.seek(table + number * size)
+            kind, _, start, _, _, length = struct.unpack("<IIQQQQ", file.read(40))
+            if kind == PT_INTERP:
+                file.seek(start)
+                return os.fsdecode(file.read(length).rstrip(b"\0"))
+    return None
 
 
 def _scan(path: str) -> tuple[str, set[bytes]]:

@@ -98,11 +98,15 @@ def _base_tree(
         _compile(recipe, work, work)
         run([*_linked(recipe, work, "usr/sbin/ldconfig"), "-X", "-r", str(work)], check=False)
         _try_imports(recipe, work)
-    shutil.rmtree(target, ignore_errors=True)
+    # Moved aside before it is deleted: half a tree under its final name would be taken for whole.
+    doomed = target.parent / "doomed"
+    shutil.rmtree(doomed, ignore_errors=True)
+    doomed.mkdir()
     for old in target.parent.iterdir():
-        if old != work:
-            shutil.rmtree(old)
+        if old not in (work, doomed):
+            os.rename(old, doomed / old.name)
     os.rename(work, target)
+    shutil.rmtree(doomed)
     return target
 
 
