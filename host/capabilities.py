@@ -28,12 +28,15 @@ class Capabilities:
     max_map_count: int
 
 
-def probe(env: Mapping[str, str] = os.environ) -> Capabilities:
-    """This host's capabilities: from the cache of this boot, else probed and cached."""
+def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabilities:
+    """This host's capabilities: from the cache of this boot, else probed and cached.
+
+    `fresh` asks the host again: settings may have changed since it booted.
+    """
     bwrap, slirp = shutil.which("bwrap"), shutil.which("slirp4netns")
     key = f"{_boot_id()} {os.getuid()} {bwrap} {slirp}"
     path = os.path.join(cache_home(env), f"capabilities-{_host_name()}.json")
-    known = _cached(path, key)
+    known = None if fresh else _cached(path, key)
     if known is None:
         reason = _why_no_bubblewrap(bwrap)
         known = Capabilities(None if reason else bwrap, reason, slirp, _max_map_count())
