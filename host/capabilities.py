@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from apppot.host.paths import cache_home
 
-_VERSION = 1
+_VERSION = 2
 # The directory's own free memory is what counts where one is shared with others.
 MEMORY_PLACES = ("/dev/shm", "/run/shm", "/tmp")
 
@@ -24,6 +24,7 @@ class Capabilities:
 
     bwrap: str | None
     bwrap_reason: str
+    landlock: int  # version of the interface, 0: none
     slirp: str | None
     max_map_count: int
 
@@ -38,8 +39,16 @@ def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabi
     path = os.path.join(cache_home(env), f"capabilities-{_host_name()}.json")
     known = None if fresh else _cached(path, key)
     if known is None:
+        from apppot.host import landlock
+
         reason = _why_no_bubblewrap(bwrap)
-        known = Capabilities(None if reason else bwrap, reason, slirp, _max_map_count())
+        known = Capabilities(
+            bwrap=None if reason else bwrap,
+            bwrap_reason=reason,
+            landlock=landlock.version(),
+            slirp=slirp,
+            max_map_count=_max_map_count(),
+        )
         _remember(path, key, known)
     return known
 

@@ -1,12 +1,14 @@
 """Confinement of the processes that run a guest: what they may see and touch of the host.
 
 The guest is not trusted, nor is its kernel: the boundary is what the host allows to the
-hypervisor's process.  Preferred is a mount namespace by bubblewrap.
+hypervisor's process.  Preferred is a mount namespace by bubblewrap; where that cannot work,
+Landlock and a seccomp filter.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -31,6 +33,8 @@ class Sandbox:
     prefix: tuple[str, ...]
     view: str
     temporary: str
+    # What the child itself does before its exec; with any, it also dies with the launcher.
+    before_exec: tuple[Callable[[], object], ...] = ()
 
 
 def bubblewrap(
@@ -72,7 +76,7 @@ def bubblewrap(
 
 
 # What bubblewrap itself needs of a caller who is root.
-_ROOT_NEEDS = ["sys_admin", "setpcap", "net_admin", "setuid", "setgid", "sys_chroot", "dac_override"]
+_ROOT_NEEDS = "sys_admin setpcap net_admin setuid setgid sys_chroot dac_override"
 
 
 def _root_words() -> list[str]:
@@ -81,7 +85,7 @@ def _root_words() -> list[str]:
     Otherwise the kernel sees "capabilities gained" at UML's exec of itself and clears
     ADDR_NO_RANDOMIZE, for which UML executes itself again, for ever.
     """
-    kept = ",".join(f"+{name}" for name in _ROOT_NEEDS)
+    kept = ",".join(f"+{name}" for name in _ROOT_NEEDS.split())
     bits = "--securebits=+noroot,+noroot_locked"
     return ["setpriv", bits, f"--inh-caps={kept}", f"--ambient-caps={kept}", "--"]
 
@@ -98,6 +102,50 @@ def _system_words() -> list[str]:
     return words
 
 
+# What UML and helpers read of the host beside what they are shown.
+_HYPERVISOR_READS = ("/proc/cpuinfo", "/proc/self", "/dev/zero", "/dev/urandom")
+_HYPERVISOR_WRITES = ("/dev/null",)
+_HELPER_READS = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/run/systemd/resolve", "/dev/urandom")
+
+
+def landlocked(
+    shown: Iterable[Shown], view: str, temporary: str, *, helper: bool = False
+) -> Sandbox:
+    """Landlock, and for a hypervisor a seccomp filter: it may use `shown` and `temporary` only.
+
+    `helper` is for a program of the host that needs its libraries and the network.  Raises
+    OSError where the kernel has no Landlock.
+    """
+    from apppot.host import landlock
+
+    items = list(shown)
+    reads = [item.source for item in items if not item.writable and not item.masked]
+    reads += [place for item in items if item.masked for place in _unmasked(item)]
+    reads += _HELPER_READS if helper else _HYPERVISOR_READS
+    writes = [item.source for item in items if item.writable]
+    rules = landlock.ruleset(
+        [view, *filter(os.path.exists, reads)],
+        [temporary, *_HYPERVISOR_WRITES, *writes],
+        network=helper,
+    )
+    before = landlock.restrictions(rules, filtered=not helper)
+    return Sandbox((), view, temporary, tuple(before))
+
+
+def _unmasked(item: Shown) -> list[str]:
+    """What lies in a shown directory, without what is masked of it: Landlock can only add."""
+    top = {path.split("/")[0] for path in item.masked}
+    found = []
+    for name in os.listdir(item.source):
+        place = os.path.join(item.source, name)
+        if name not in top:
+            found.append(place)
+        elif name not in item.masked:
+            hidden = {path.split("/")[1] for path in item.masked if path.startswith(f"{name}/")}
+            found += [os.path.join(place, part) for part in os.listdir(place) if part not in hidden]
+    return found
+
+
 def unconfined(view: str, temporary: str) -> Sandbox:
-    """No confinement: the process sees what the user sees."""
-    return Sandbox((), view, temporary)
+    """No confinement: the process sees what the user sees, and dies with the launcher."""
+    return Sandbox((), view, temporary, (bool,))

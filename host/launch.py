@@ -79,7 +79,7 @@ def _start(
     stack: contextlib.ExitStack,
 ) -> Relay:
     plan = record.plan
-    rundir = RunDir.create()
+    rundir = _run_directory(plan, capabilities)
     stack.callback(rundir.remove)
     tty = _terminal(plan, stack)
     rundir.keep(*(tty.name_and_settings() if tty is not None else ("", "")))
@@ -108,7 +108,7 @@ def _start(
         keep=(theirs.fileno(),),
         cpus=() if held is None else (held.cpu,),
         env=_environment(sandbox),
-        before_exec=() if sandbox.prefix else (bool,),
+        before_exec=sandbox.before_exec,
     )
     stack.callback(vm.kill)
     record.mark("hypervisor")
@@ -180,20 +180,40 @@ def _sandbox(
             as_root=os.getuid() == 0,
             libraries=plan.kernel.libraries,
         )
-    if plan.confine == "required":
+    if plan.confine == "required" and not capabilities.landlock:
         raise HypervisorError(
             f"--confine required: {capabilities.bwrap_reason}",
             "install bubblewrap, or allow unprivileged user namespaces",
         )
-    record.confinement = "none"
-    if plan.confine != "off":
-        sys.stderr.write(f"apppot: warning: not confined: {capabilities.bwrap_reason}\n")
     view = rundir.directory("view")
     for item in shown:
         place = os.path.join(view, item.name)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         os.symlink(os.path.abspath(item.source), place)
-    return confine.unconfined(view, rundir.directory("uml"))
+    own = rundir.directory("uml")
+    if plan.confine != "off" and capabilities.landlock:
+        record.confinement = "landlock"
+        return confine.landlocked(shown, view, own)
+    record.confinement = "none"
+    if plan.confine != "off":
+        sys.stderr.write(f"apppot: warning: not confined: {capabilities.bwrap_reason}\n")
+    return confine.unconfined(view, own)
+
+
+def _run_directory(plan: LaunchPlan, capabilities: Capabilities) -> RunDir:
+    """The run directory; without bubblewrap's own tmpfs, the guest's memory lies in it too."""
+    if plan.confine != "off" and capabilities.bwrap is not None:
+        return RunDir.create()
+    place, warning = memory_place(plan.memory)
+    if place is None:
+        raise HypervisorError(
+            f"no place for {plan.memory >> 20} MB of guest memory: /dev/shm and the temporary "
+            "directories are full or mounted noexec",
+            "install bubblewrap, or set TMPDIR to a directory that allows exec and has room",
+        )
+    if warning:
+        sys.stderr.write(f"apppot: warning: {warning}\n")
+    return RunDir.create(memory=place)
 
 
 def _environment(sandbox: confine.Sandbox) -> dict[str, str]:
@@ -227,8 +247,10 @@ def _network(
             host_network=True,
             system=True,
         )
+    elif capabilities.landlock and plan.confine != "off":
+        sandbox = confine.landlocked((place,), rundir.path, place.source, helper=True)
     else:
-        sandbox = confine.unconfined(os.path.join(rundir.path), rundir.path)
+        sandbox = confine.unconfined(rundir.path, rundir.path)
     child, ready = network.start(capabilities.slirp, sandbox, "net")
     stack.callback(child.kill)
     for host_port, guest_port in plan.forwards:

@@ -33,8 +33,7 @@ def start(program: str, sandbox: Sandbox, net_name: str) -> tuple[Child, int]:
     place = f"{sandbox.view}/{net_name}"
     argv = [*sandbox.prefix, program, "--target-type=bess", "--mtu=1500"]
     argv += ["--disable-host-loopback", "-a", f"{place}/{_API}", f"{place}/{_SOCKET}"]
-    # Without bubblewrap, `spawn` ties it to the launcher's life.
-    child = spawn(argv, output=output_write, before_exec=() if sandbox.prefix else (bool,))
+    child = spawn(argv, output=output_write, before_exec=sandbox.before_exec)
     os.close(output_write)
     return child, output_read
 

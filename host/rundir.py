@@ -43,9 +43,12 @@ class RunDir:
         self._pipe: int | None = None
 
     @classmethod
-    def create(cls, env: Mapping[str, str] = os.environ) -> RunDir:
-        """Make one, after sweeping what killed launchers left.  Raises ApppotError."""
-        places = candidates(env)
+    def create(cls, env: Mapping[str, str] = os.environ, memory: str | None = None) -> RunDir:
+        """Make one, after sweeping what killed launchers left.  Raises ApppotError.
+
+        `memory` is the place that it must lie in, when the guest's memory file lies in it.
+        """
+        places = candidates(env) if memory is None else [memory]
         for place in places:
             sweep(place)
             path = os.path.join(place, f"{_PREFIX}{os.getuid()}-{os.urandom(6).hex()}")

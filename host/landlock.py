@@ -1,0 +1,160 @@
+"""Confinement where bubblewrap cannot work: Landlock, and a seccomp filter for what it omits.
+
+Landlock judges open(), but neither chmod, chown, utime, setxattr nor sockets; the filter answers
+EPERM to those (hostfs then works through descriptors, which Landlock has judged).  Both are
+inherited and cannot be undone.  Numbers are those of Linux on x86-64 (include/uapi).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Callable, Iterable
+
+_SYS_SECCOMP = 317
+_SYS_CREATE_RULESET, _SYS_ADD_RULE, _SYS_RESTRICT_SELF = 444, 445, 446
+_PR_SET_NO_NEW_PRIVS = 38
+_RULESET_VERSION = 1
+_RULE_PATH_BENEATH = 1
+_SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1, 2
+_NET_BIND_TCP, _NET_CONNECT_TCP = 1, 2
+
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
+_READ = _EXECUTE | _READ_FILE | _READ_DIR
+_TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
+# Number of file system rights by version of the interface; later versions add none of these.
+_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
+_RIGHTS_NOW = 16
+_ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def version() -> int:
+    """The kernel's version of Landlock; 0 where it has none."""
+    return max(0, int(_libc.syscall(_SYS_CREATE_RULESET, None, 0, _RULESET_VERSION)))
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def ruleset(readable: Iterable[str], writable: Iterable[str], *, network: bool = False) -> int:
+    """A descriptor of the rules: what lies below these paths, and nothing else of the host.
+
+    `network` leaves TCP to the process.  Raises OSError where Landlock is missing.
+    """
+    abi = version()
+    handled = (1 << _RIGHTS.get(abi, _RIGHTS_NOW)) - 1
+    net = _NET_BIND_TCP | _NET_CONNECT_TCP if abi >= 4 and not network else 0
+    scoped = _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL if abi >= 6 else 0
+    known = 24 if abi >= 6 else 16 if abi >= 4 else 8  # bytes that this version reads
+    attributes = struct.pack("<QQQ", handled, net, scoped)[:known]
+    size = ctypes.c_size_t(len(attributes))
+    rules = _checked(_libc.syscall(_SYS_CREATE_RULESET, attributes, size, 0), "Landlock")
+    for path in readable:
+        _allow(rules, path, _READ & handled)
+    for path in writable:
+        _allow(rules, path, handled)
+    return rules
+
+
+def _allow(rules: int, path: str, rights: int) -> None:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not os.path.isdir(path):
+            rights &= _ON_FILES
+        rule = struct.pack("<Qi", rights, fd)
+        result = _libc.syscall(_SYS_ADD_RULE, rules, _RULE_PATH_BENEATH, rule, 0)
+        _checked(result, f"Landlock rule for {path}")
+    finally:
+        os.close(fd)
+
+
+def restrictions(rules: int, *, filtered: bool) -> list[Callable[[], object]]:
+    """What a child calls before its exec to be held by `rules`, and by the filter if asked."""
+    program = _filter_program() if filtered else b""
+
+    def restrict() -> None:
+        _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+        _checked(_libc.syscall(_SYS_RESTRICT_SELF, rules, 0), "Landlock")
+
+    def install_filter() -> None:
+        buffer = ctypes.create_string_buffer(program, len(program))
+        header = struct.pack("<H6xQ", len(program) // 8, ctypes.addressof(buffer))
+        _checked(_libc.syscall(_SYS_SECCOMP, 1, 0, header), "seccomp filter")
+
+    return [restrict, install_filter] if filtered else [restrict]
+
+
+# Calls that change metadata by name, and io_uring, which would do all of this unseen.
+_REFUSED = {
+    "chmod": 90,
+    "chown": 92,
+    "lchown": 94,
+    "utime": 132,
+    "setxattr": 188,
+    "lsetxattr": 189,
+    "removexattr": 197,
+    "lremovexattr": 198,
+    "utimes": 235,
+    "fchownat": 260,
+    "futimesat": 261,
+    "fchmodat": 268,
+    "io_uring_setup": 425,
+    "fchmodat2": 452,
+    "setxattrat": 463,
+    "removexattrat": 466,
+}
+_SOCKET, _UTIMENSAT = 41, 280
+_AF_UNIX = 1
+_AUDIT_ARCH_X86_64 = 0xC000003E
+_X32_BIT = 0x40000000
+_ALLOW, _EPERM = 0x7FFF0000, 0x00050000 | 1
+
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+# Offsets in struct seccomp_data: number, architecture, low and high words of the arguments.
+_NUMBER, _ARCH, _ARG0, _ARG1_LOW, _ARG1_HIGH = 0, 4, 16, 24, 28
+
+
+def _filter_program() -> bytes:
+    """The filter in classic BPF."""
+    numbers = sorted(_REFUSED.values())
+    refuse = 12 + len(numbers)  # index of the instruction that refuses; the one before allows
+
+    def jump(index: int, code: int, value: int, yes: int | None, no: int | None) -> bytes:
+        def distance(target: int | None) -> int:
+            return 0 if target is None else target - index - 1
+
+        return struct.pack("<HBBI", code, distance(yes), distance(no), value)
+
+    def load(offset: int) -> bytes:
+        return struct.pack("<HBBI", _LOAD, 0, 0, offset)
+
+    allow = refuse - 1
+    program = [
+        load(_ARCH),
+        jump(1, _IF_EQUAL, _AUDIT_ARCH_X86_64, None, refuse),
+        load(_NUMBER),
+        jump(3, _IF_AT_LEAST, _X32_BIT, refuse, None),
+    ]
+    program += [jump(4 + n, _IF_EQUAL, number, refuse, None) for n, number in enumerate(numbers)]
+    at = len(program)
+    program += [
+        jump(at, _IF_EQUAL, _SOCKET, at + 5, None),
+        jump(at + 1, _IF_EQUAL, _UTIMENSAT, None, allow),
+        # Without a name it changes a descriptor.
+        load(_ARG1_LOW),
+        jump(at + 3, _IF_EQUAL, 0, None, refuse),
+        jump(at + 4, _IF_AT_LEAST, 0, allow, None),
+        load(_ARG0),
+        jump(at + 6, _IF_EQUAL, _AF_UNIX, allow, refuse),
+        struct.pack("<HBBI", _RETURN, 0, 0, _ALLOW),
+        struct.pack("<HBBI", _RETURN, 0, 0, _EPERM),
+    ]
+    assert len(program) == refuse + 1
+    return b"".join(program)
