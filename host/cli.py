@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -27,25 +28,90 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+_RUN_NOTES = """\
+What stands after IMAGE belongs to the command.  Defaults of options: $APPPOT_… variables, a batch
+allocation, the configuration files (see `man apppot-run`); --explain shows each with its origin.
+
+exit status:
+  0-255  the command's own; 128+n where signal n ended it
+  124    the time limit ended it
+  125    AppPot failed: the message says why, and what helps
+  126    the command cannot be executed
+  127    the command was not found
+"""
+
+# Subcommand -> what its help says below the options.
+NOTES = {
+    "run": _RUN_NOTES
+    + """
+examples:
+  apppot run debian-12 uname -a
+  apppot run --mem 4G --cpus 2 --time 1h hmmer hmmsearch query.hmm sequences.fa
+  apppot run host python3 -c 'print("this host, copy on write")'
+""",
+    "console": _RUN_NOTES,
+    "doctor": "exit status: 0 when a guest can run here, 125 otherwise\n",
+    "completion": "for this shell, and for good:\n"
+    "  source <(apppot completion bash)\n"
+    "  apppot completion bash > ~/.local/share/bash-completion/completions/apppot\n",
+}
+
+_TOP_NOTES = """\
+start here:
+  apppot doctor                    what this machine can do
+  apppot run host uname -r         this host's own files in a guest: needs no image
+  apppot image build debian-12     a first image, then: apppot run debian-12 COMMAND
+
+exit status: the command's own with `run` and `console`; 0, or 125 with the cause, elsewhere
+environment: APPPOT_MEM, APPPOT_CPUS, APPPOT_TIME, APPPOT_NETWORK and others: see `man apppot`
+"""
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that fails with exit 125 and suggests the option that was meant."""
+    """An ArgumentParser that fails with exit 125 and suggests the word that was meant."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As usual, but each subcommand speaks for itself of what it does not know."""
+        found, extras = super().parse_known_args(args, namespace)
+        if extras:
+            kind = "option" if extras[0].startswith("-") else "argument"
+            near = nearest(extras[0].split("=")[0], list(self._option_string_actions))
+            self.error(f"unknown {kind} {extras[0]}{near}")
+        return found, extras
 
     def error(self, message: str) -> NoReturn:
-        hint = suggestion(message, list(self._option_string_actions))
-        sys.stderr.write(f"{self.prog}: {message}{hint}\n  remedy: see `{self.prog} --help`\n")
+        remedy = f"see `{self.prog} --help`"
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            known = [word.strip("' ") for word in choice[2].split(",")]
+            message = f"unknown word {choice[1]!r}{nearest(choice[1], known)}"
+            remedy = f"one of: {', '.join(known)}"
+        elif "required: IMAGE" in message:
+            message = "IMAGE is missing"
+            remedy = image_hint()
+        sys.stderr.write(f"{self.prog}: {message}\n  remedy: {remedy}\n")
         raise SystemExit(EXIT_FAILED)
 
 
-def suggestion(message: str, known: Sequence[str]) -> str:
-    """For "unrecognized arguments: --tiem 5" and the like: the nearest known option."""
+def nearest(word: str, known: Sequence[str]) -> str:
+    """ " (did you mean …?)" for the known word that is nearest to `word`; empty for none."""
     import difflib
 
-    for word in message.split():
-        if word.startswith("-") or message.startswith("argument command: invalid choice"):
-            near = difflib.get_close_matches(word.split("=")[0].strip("'"), known, 1)
-            if near:
-                return f" (did you mean {near[0]}?)"
-    return ""
+    near = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def image_hint() -> str:
+    """Which images there are, for a command line without one."""
+    from apppot.host.images import store
+
+    try:
+        names = sorted({record.name for _, record in store.list_images()})
+    except ApppotError:
+        names = []
+    return f"name one of: {', '.join(['host', *names])}; or the path of an image"
 
 
 def build_parser(only: str | None = None) -> Parser:
@@ -53,6 +119,8 @@ def build_parser(only: str | None = None) -> Parser:
     parser = Parser(
         prog="apppot",
         description="Run a Linux virtual machine as if it were a program.",
+        epilog=_TOP_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -62,7 +130,14 @@ def build_parser(only: str | None = None) -> Parser:
         if only is not None and name != only:
             continue
         module = importlib.import_module(f"apppot.host.commands.{module_name}")
-        sub = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=NOTES.get(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         module.configure(sub)
     return parser
 
@@ -80,11 +155,11 @@ def version() -> str:
 def dispatch(argv: Sequence[str]) -> int:
     """Parse and run one command line; returns its exit status."""
     first = argv[0] if argv else None
-    parser = build_parser(first if first in COMMANDS else None)
     if first is not None and not first.startswith("-") and first not in COMMANDS:
-        hint = suggestion(f"argument command: invalid choice {first}", list(COMMANDS))
+        hint = nearest(first, list(COMMANDS))
         sys.stderr.write(f"apppot: unknown command {first!r}{hint}\n  remedy: `apppot --help`\n")
         return EXIT_FAILED
+    parser = build_parser(first if first in COMMANDS else None)
     args = parser.parse_args(argv)
     if args.version:
         print(f"apppot {version()}")

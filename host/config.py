@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apppot.host.confine import WISHES
 from apppot.host.errors import UsageError
 from apppot.host.units import parse_duration, parse_size
 
@@ -60,7 +61,7 @@ RULES: dict[str, Rule] = {
     "kernel": Rule("APPPOT_KERNEL", None, str),
     "hypervisor": Rule("APPPOT_HYPERVISOR", "auto", _choice("auto", "uml", "kvm", "xen", "qemu")),
     "network": Rule("APPPOT_NETWORK", "user", str),
-    "confine": Rule("APPPOT_CONFINE", "auto", _choice("auto", "required", "off")),
+    "confine": Rule("APPPOT_CONFINE", "auto", _choice(*WISHES)),
     "time": Rule("APPPOT_TIME", None, parse_duration),
     "scratch": Rule("APPPOT_SCRATCH", None, parse_size),
     "hostname": Rule("APPPOT_HOSTNAME", "apppot", str),

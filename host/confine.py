@@ -12,10 +12,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from apppot.host.capabilities import Capabilities
+from apppot.host.errors import HypervisorError
 from apppot.host.plan import Shown
 
 VIEW = "/view"
 TEMPORARY = "/tmp"
+
+
+WISHES = ("auto", "required", "bubblewrap", "landlock", "off")
 
 
 class Confinement(StrEnum):
@@ -24,6 +29,23 @@ class Confinement(StrEnum):
     BUBBLEWRAP = "bubblewrap"
     LANDLOCK = "landlock"
     NONE = "none"
+
+
+def choose(wish: str, capabilities: Capabilities) -> Confinement:
+    """How to confine here, for a wish of `WISHES`; HypervisorError when it cannot be had."""
+    if wish == "off":
+        return Confinement.NONE
+    if capabilities.bwrap is not None and wish != Confinement.LANDLOCK:
+        return Confinement.BUBBLEWRAP
+    if capabilities.landlock and wish != Confinement.BUBBLEWRAP:
+        return Confinement.LANDLOCK
+    if wish == "auto":
+        return Confinement.NONE
+    reason = "" if wish == Confinement.LANDLOCK else capabilities.bwrap_reason
+    raise HypervisorError(
+        f"--confine {wish}: {reason or 'the kernel of this host has no Landlock'}",
+        "install bubblewrap and allow unprivileged user namespaces, or use a kernel with Landlock",
+    )
 
 
 @dataclass(frozen=True)

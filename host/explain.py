@@ -21,7 +21,7 @@ _CHANNEL = 3
 def command_line(prepared: Prepared) -> list[str]:
     """The hypervisor's argv as a start would make it, with RUNDIR for the run directory."""
     plan, bwrap = prepared.plan, prepared.capabilities.bwrap
-    if prepared.ground.confined and bwrap is not None:
+    if prepared.ground.mapped and bwrap is not None:
         sandbox = confine.bubblewrap(
             bwrap, (*plan.shown, *_PRIVATE), memory=plan.memory, as_root=prepared.caller.uid == 0
         )

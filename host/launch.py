@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from apppot.guest.protocol import drive
 from apppot.host import confine, cpus, network, terminal
 from apppot.host.capabilities import Capabilities, memory_place
+from apppot.host.confine import Confinement
 from apppot.host.diagnosis import diagnose, last_lines
 from apppot.host.errors import (
     EXIT_NOT_EXECUTABLE,
@@ -44,7 +45,7 @@ class Run:
     plan: LaunchPlan
     marks: list[tuple[str, float]] = field(default_factory=list)
     argv: tuple[str, ...] = ()
-    confinement: str = ""
+    confinement: Confinement = Confinement.NONE
     console: Console | None = None
     outcome: Outcome | None = None
 
@@ -170,20 +171,15 @@ def _sandbox(
 ) -> confine.Sandbox:
     plan = record.plan
     shown = (*plan.shown, *private)
-    if plan.confine != "off" and capabilities.bwrap is not None:
-        record.confinement = "bubblewrap"
+    record.confinement = confine.choose(plan.confine, capabilities)
+    if record.confinement is Confinement.BUBBLEWRAP:
+        assert capabilities.bwrap is not None
         return confine.bubblewrap(
             capabilities.bwrap,
             shown,
             # UML's own files beside the memory: mconsole socket and pid file.
             memory=plan.memory + (8 << 20),
             as_root=os.getuid() == 0,
-            libraries=plan.kernel.libraries,
-        )
-    if plan.confine == "required" and not capabilities.landlock:
-        raise HypervisorError(
-            f"--confine required: {capabilities.bwrap_reason}",
-            "install bubblewrap, or allow unprivileged user namespaces",
         )
     view = rundir.directory("view")
     for item in shown:
@@ -191,10 +187,8 @@ def _sandbox(
         os.makedirs(os.path.dirname(place), exist_ok=True)
         os.symlink(os.path.abspath(item.source), place)
     own = rundir.directory("uml")
-    if plan.confine != "off" and capabilities.landlock:
-        record.confinement = "landlock"
+    if record.confinement is Confinement.LANDLOCK:
         return confine.landlocked(shown, view, own)
-    record.confinement = "none"
     if plan.confine != "off":
         sys.stderr.write(f"apppot: warning: not confined: {capabilities.bwrap_reason}\n")
     return confine.unconfined(view, own)
@@ -202,7 +196,7 @@ def _sandbox(
 
 def _run_directory(plan: LaunchPlan, capabilities: Capabilities) -> RunDir:
     """The run directory; without bubblewrap's own tmpfs, the guest's memory lies in it too."""
-    if plan.confine != "off" and capabilities.bwrap is not None:
+    if confine.choose(plan.confine, capabilities) is Confinement.BUBBLEWRAP:
         return RunDir.create()
     place, warning = memory_place(plan.memory)
     if place is None:
@@ -238,19 +232,21 @@ def _network(
     if not plan.network or capabilities.slirp is None:
         return None
     place = Shown("net", os.path.join(rundir.path, "net"), writable=True)
-    if capabilities.bwrap is not None and plan.confine != "off":
-        sandbox = confine.bubblewrap(
-            capabilities.bwrap,
-            (place,),
-            memory=1 << 20,
-            as_root=os.getuid() == 0,
-            host_network=True,
-            system=True,
-        )
-    elif capabilities.landlock and plan.confine != "off":
-        sandbox = confine.landlocked((place,), rundir.path, place.source, helper=True)
-    else:
-        sandbox = confine.unconfined(rundir.path, rundir.path)
+    match confine.choose(plan.confine, capabilities):
+        case Confinement.BUBBLEWRAP:
+            assert capabilities.bwrap is not None
+            sandbox = confine.bubblewrap(
+                capabilities.bwrap,
+                (place,),
+                memory=1 << 20,
+                as_root=os.getuid() == 0,
+                host_network=True,
+                system=True,
+            )
+        case Confinement.LANDLOCK:
+            sandbox = confine.landlocked((place,), rundir.path, place.source, helper=True)
+        case Confinement.NONE:
+            sandbox = confine.unconfined(rundir.path, rundir.path)
     child, ready = network.start(capabilities.slirp, sandbox, "net")
     stack.callback(child.kill)
     for host_port, guest_port in plan.forwards:

@@ -70,7 +70,8 @@ class Ground:
     columns: int
     job_directory: str | None  # absolute, None: no job directory
     devices: tuple[str, ...]  # the hypervisor's names of its disks
-    confined: bool
+    confine: str  # the wish, see `confinement_wish`
+    mapped: bool  # in a user namespace, where other users' and groups' ids do not show
 
 
 def kept_environment(env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -80,6 +81,17 @@ def kept_environment(env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         for name, value in env.items()
         if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
     }
+
+
+def confinement_wish(wish: str, *, host_image: bool, uid: int, landlock: int) -> str:
+    """The confinement to ask for.
+
+    In an ordinary user's namespace all that is not his own shows as nobody's.  For the host's
+    root that would be wrong nearly everywhere, so Landlock goes first there.
+    """
+    if wish == "auto" and host_image and uid != 0 and landlock:
+        return "landlock"
+    return wish
 
 
 def make_plan(
@@ -115,7 +127,7 @@ def make_plan(
         job=job,
         network=network is not None,
         forwards=request.forwards,
-        confine=settings["confine"].value,
+        confine=ground.confine,
         time_limit=settings["time"].value,
         hello_timeout=settings["hello_timeout"].value or 60.0,
         scratch=scratch,
@@ -245,7 +257,7 @@ _OVERFLOW_ID = 65534
 
 def _groups(caller: Caller, ground: Ground) -> list[list[Any]]:
     groups: list[list[Any]] = [[gid, name] for gid, name in caller.groups]
-    if ground.confined and caller.uid != 0 and caller.groups:
+    if ground.mapped and caller.uid != 0 and caller.groups:
         groups.append([_OVERFLOW_ID, "nogroup"])
     return groups
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from apppot.guest.merge.root import GENERATED, find
+from apppot.guest.merge.root import GENERATED, SUPPLY, find
 from apppot.guest.protocol.job import HOME, JOB_DIR, USER
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
@@ -42,6 +42,14 @@ class Writer:
         else:
             os.chmod(place, mode)
             os.chown(place, *owner)
+
+    def hide(self, path: str) -> None:
+        """Put an empty directory of root's at `path`, whatever the image has there."""
+        self.directory(path)
+        place = os.path.join(GENERATED, path)
+        os.chown(place, 0, 0)
+        os.chmod(place, 0o1777 if os.path.basename(path) == "tmp" else 0o755)
+        os.setxattr(place, "trusted.overlay.opaque", b"y")
 
     def read(self, path: str) -> str:
         """The image's text at `path`; empty where it has none that can be read."""
@@ -125,15 +133,14 @@ def generate(job: Job, points: list[str]) -> None:
             writer.directory(name, mode)
     for layer in job.layers:
         for path in layer.hidden:
-            writer.directory(path)
-            os.setxattr(os.path.join(GENERATED, path), "trusted.overlay.opaque", b"y")
+            writer.hide(path)
     _accounts(writer, job)
     _host_name(writer, job)
     if job.network is not None:
         writer.write("etc/resolv.conf", f"nameserver {job.network.dns}\n")
     if job.localtime is not None:
         writer.write("etc/localtime", job.localtime)
-    _sudo(writer)
+    _sudo(writer, any(layer.fstype == "hostfs" for layer in job.layers))
     _directories(writer, job)
 
 
@@ -155,7 +162,11 @@ def _host_name(writer: Writer, job: Job) -> None:
     writer.write("etc/hosts", f"{hosts.rstrip()}\n127.0.1.1\t{job.hostname}\n")
 
 
-def _sudo(writer: Writer) -> None:
+def _sudo(writer: Writer, hosts_own: bool) -> None:
+    if hosts_own:
+        # In a user namespace the host's sudo does not belong to root.
+        with open(f"{SUPPLY}/usr/bin/sudo", "rb") as program:
+            writer.write("usr/bin/sudo", program.read(), 0o4755)
     writer.write("etc/sudoers.d/apppot", SUDO_RULE, 0o440)
     place = find(writer.points, "etc/sudoers")
     if place is None or not os.access(place, os.R_OK):

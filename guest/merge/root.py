@@ -6,9 +6,12 @@ long for 10 GB as for 1 MB.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 
 from apppot.guest import syscalls
+from apppot.guest.console import log
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
@@ -26,13 +29,27 @@ IMAGE_ID = 1000
 
 _MODULES = ("overlay", "squashfs", "erofs")
 
+# include/uapi/linux/loop.h
+_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
+_LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
+# struct loop_config: descriptor, block size, loop_info64 (offset, size limit, flags and what
+# stays zero), reserved.
+_LOOP_CONFIG = struct.Struct("=II24xQQ8xI160x16x64x")
 
-def ensure_file_systems(modules: str | None) -> None:
-    """Load what a stock kernel has as modules from `modules`, a tree of *.ko with modules.dep."""
+
+def ensure_file_systems(modules: str | None, loop: bool = False) -> None:
+    """Load what a stock kernel has as modules from `modules`, a tree of *.ko with modules.dep.
+
+    `loop` asks for the loop device besides.
+    """
+    if modules is None:
+        return
     with open("/proc/filesystems", encoding="ascii") as table:
         known = {line.split()[-1] for line in table}
     missing = [name for name in _MODULES if name not in known]
-    if not missing or modules is None:
+    if loop and not os.path.exists("/dev/loop-control"):
+        missing.append("loop")
+    if not missing:
         return
     needs = _dependencies(modules)
     for name in missing:
@@ -70,21 +87,59 @@ def _mount_layer(layer: Layer, point: str) -> None:
     if layer.fstype == "hostfs":
         syscalls.mount("hostfs", point, "hostfs", flags, layer.source)
         return
+    source = layer.source
+    if layer.offset or not source.startswith(b"/dev/"):
+        source = loop_device(source, layer.offset, not layer.writable)
     # A journal of an ext file system that was not unmounted cannot be replayed read-only.
     data = "noload" if layer.fstype == "ext4" and not layer.writable else None
-    syscalls.mount(layer.source, point, layer.fstype, flags, data)
+    syscalls.mount(source, point, layer.fstype, flags, data)
+
+
+def loop_device(source: bytes, offset: int, read_only: bool) -> bytes:
+    """A block device that shows the file or device `source` from byte `offset` to its end.
+
+    It frees itself when what is mounted from it is unmounted.
+    """
+    access = os.O_RDONLY if read_only else os.O_RDWR
+    backing = os.open(source, access | os.O_CLOEXEC)
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        path = b"/dev/loop%d" % fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+        flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_READ_ONLY if read_only else 0)
+        device = os.open(path, access | os.O_CLOEXEC)
+        fcntl.ioctl(device, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(backing, 0, offset, 0, flags))
+        # Not closed: the last close before the mount would free it.  Nothing executes this
+        # process again, and the payload's exec closes its copy.
+        return path
+    finally:
+        os.close(control)
+        os.close(backing)
 
 
 def map_owner(points: list[str], uid: int, gid: int) -> None:
-    """Show the files of the images' account `user` as the caller's in the mounts at `points`."""
+    """Show the files of the images' account `user` as the caller's in the mounts at `points`.
+
+    A kernel that cannot (squashfs before Linux 6.2) is no reason to fail: the log says so.
+    """
     if (uid, gid) == (IMAGE_ID, IMAGE_ID):
         return
-    userns = _user_namespace(_swap(IMAGE_ID, uid), _swap(IMAGE_ID, gid))
+    try:
+        userns = _user_namespace(_swap(IMAGE_ID, uid), _swap(IMAGE_ID, gid))
+    except OSError as error:
+        log(f"files of `user` in images keep uid {IMAGE_ID}: {error}")
+        return
     try:
         for point in points:
-            syscalls.idmap_mount(point, userns)
+            _map_mount(point, userns)
     finally:
         os.close(userns)
+
+
+def _map_mount(point: str, userns: int) -> None:
+    try:
+        syscalls.idmap_mount(point, userns)
+    except OSError as error:
+        log(f"files of `user` in {point} keep uid {IMAGE_ID}: {error}")
 
 
 def _swap(one: int, other: int) -> bytes:
@@ -191,3 +246,24 @@ def merge(job: Job, points: list[str], scratch: str) -> None:
     options = f"lowerdir={':'.join(lower)},upperdir={scratch}/upper,workdir={scratch}/work"
     os.mkdir(ROOT)
     syscalls.mount("apppot", ROOT, "overlay", syscalls.MS_NOATIME, options)
+
+
+def use_in_place(point: str) -> None:
+    """Make the writable image mounted at `point` the root itself, without a layer over it."""
+    os.mkdir(ROOT)
+    syscalls.mount(point, ROOT, None, syscalls.MS_BIND)
+
+
+def release(points: list[str]) -> None:
+    """Write everything to the disks that are written to, and leave their file systems clean.
+
+    Call it when no payload runs any more.
+    """
+    os.sync()
+    for point in _mounts_below(ROOT):
+        _try(lambda point=point: syscalls.umount(point, syscalls.MNT_DETACH))  # type: ignore[misc]
+    for point in [*reversed(points), "/"]:
+        if os.path.ismount(point) and not os.statvfs(point).f_flag & os.ST_RDONLY:
+            flags = syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+            _try(lambda point=point: syscalls.mount("none", point, None, flags))  # type: ignore[misc]
+    os.sync()

@@ -46,7 +46,7 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--hypervisor", metavar="NAME", help="auto, uml, kvm, xen or qemu")
     add("--kernel", metavar="FILE", help="guest kernel instead of the pot's")
-    add("--confine", metavar="HOW", help="auto (default), required or off")
+    add("--confine", metavar="HOW", help="auto (default), required, bubblewrap, landlock or off")
     add("--gpus", "--nv", "--rocm", dest="gpu", nargs="?", const="all", help=argparse.SUPPRESS)
 
 
@@ -260,9 +260,9 @@ def check_memory(setting: Setting) -> None:
 
 
 def _ground(prepared: Prepared) -> Ground:
-    from apppot.host import terminal
+    from apppot.host import confine, terminal
     from apppot.host.plan import KernelChoice
-    from apppot.host.planning import Ground
+    from apppot.host.planning import Ground, confinement_wish
     from apppot.host.pot import layout
 
     settings: dict[str, Any] = {name: item.value for name, item in prepared.settings.items()}
@@ -270,6 +270,12 @@ def _ground(prepared: Prepared) -> Ground:
     kernel = pot.kernel
     if not kernel.tuned:
         sys.stderr.write(f"apppot: {kernel.release} is not the pot's own: {layout.KERNEL_HINT}\n")
+    wish = confinement_wish(
+        settings["confine"],
+        host_image=prepared.request.image is None,
+        uid=prepared.caller.uid,
+        landlock=prepared.capabilities.landlock,
+    )
     rows, columns = terminal.size(0)
     return Ground(
         kernel=KernelChoice(
@@ -288,7 +294,8 @@ def _ground(prepared: Prepared) -> Ground:
         columns=columns,
         job_directory=job_directory(settings["job_dir"]),
         devices=prepared.hypervisor.devices,
-        confined=prepared.capabilities.bwrap is not None and settings["confine"] != "off",
+        confine=wish,
+        mapped=confine.choose(wish, prepared.capabilities) is confine.Confinement.BUBBLEWRAP,
     )
 
 
