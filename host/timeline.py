@@ -97,6 +97,35 @@ def write(found: list[Step], path: str) -> None:
         raise UsageError(f"--timeline {path}: {error.strerror}") from error
 
 
+def read(path: str) -> list[Step]:
+    """The steps in a JSON file that `write` made.  Raises UsageError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [Step(*map(str, row[:2]), *map(float, row[2:])) for row in json.load(file)]
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path} is no timeline: {error}", "apppot run --timeline FILE.json …"
+        ) from error
+
+
+_TEXT_WIDTH = 40
+
+
+def text(found: list[Step]) -> str:
+    """The steps as lines with bars, times in milliseconds; those below 0.5 ms are left out."""
+    total = max(step.end for step in found) or 1.0
+    lines = [f"{'':10}{'':26}{'at ms':>8}{'took':>8}"]
+    for step in found:
+        took = step.end - step.start
+        if took < 0.0005:
+            continue
+        before = round(_TEXT_WIDTH * step.start / total)
+        bar = " " * before + "▬" * max(1, round(_TEXT_WIDTH * took / total))
+        numbers = f"{1000 * step.start:8.1f}{1000 * took:8.1f}"
+        lines.append(f"{step.lane:10}{step.name:26}{numbers}  {bar}")
+    return "\n".join([*lines, f"{'':10}{'all':26}{'':8}{1000 * total:8.1f}", ""])
+
+
 def svg(found: list[Step]) -> str:
     """The steps as bars over a time axis in milliseconds."""
     total = max(step.end for step in found) or 1.0
