@@ -183,4 +183,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = 130
     except BrokenPipeError:
         status = 141
+    except Exception as error:
+        status = _unexpected(error)
     raise SystemExit(status)
+
+
+def _unexpected(error: Exception) -> int:
+    """The exit status for what is no ApppotError: never 1, which would be a payload's own."""
+    from apppot.host.relay import Aborted
+
+    if isinstance(error, Aborted):
+        return error.exit_code
+    import traceback
+
+    traceback.print_exc()
+    sys.stderr.write("apppot: this is a bug of AppPot\n  remedy: report it with the lines above\n")
+    return EXIT_FAILED

@@ -140,9 +140,7 @@ def check_confinement(facts: Facts) -> Check:
     if able.bwrap is not None:
         if facts.root and not facts.setpriv:
             return Check("confinement", Mark.FAIL, "setpriv is not installed", NEEDS_SETPRIV)
-        return Check(
-            "confinement", Mark.OK, "bubblewrap: a guest sees only what its plan shows"
-        )
+        return Check("confinement", Mark.OK, "bubblewrap: a guest sees only what its plan shows")
     if able.landlock:
         gaps = "names and metadata of files, and processes, stay visible"
         if able.landlock < _LANDLOCK_SCOPES:

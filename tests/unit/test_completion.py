@@ -11,6 +11,7 @@ from apppot.host import cli
 from apppot.host.commands import completion
 from apppot.host.images.store import Record
 from apppot.host.process import run
+from apppot.host.relay import Aborted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +53,7 @@ done
 @pytest.mark.tools
 def test_bash_completes(tmp_path: Path) -> None:
     lines = {
-        "apppot _": "run console doctor image kernel pot completion",
+        "apppot _": " ".join(cli.COMMANDS),
         "apppot run --tim": "--time --timeline",
         "apppot run --mem 1G ho": "host",
         "apppot run --job-dir sub": "subject",
@@ -121,3 +122,24 @@ def test_help_names_exit_codes_and_environment() -> None:
         assert code in run_help
     for group in ("machine:", "surroundings of the command:", "streams and reports:"):
         assert group in run_help
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(Aborted(15), 143, ""), (RuntimeError("odd"), 125, "RuntimeError: odd")],
+)
+def test_no_exception_looks_like_a_status_of_the_payload(
+    error: Exception,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "dispatch", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run"])
+    assert stop.value.code == status
+    assert said in capsys.readouterr().err
