@@ -131,11 +131,17 @@ _HELPER_READS = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/run/systemd/resolve
 
 
 def landlocked(
-    shown: Iterable[Shown], view: str, temporary: str, *, helper: bool = False
+    shown: Iterable[Shown],
+    view: str,
+    temporary: str,
+    *,
+    helper: bool = False,
+    libraries: tuple[str, ...] = (),
 ) -> Sandbox:
     """Landlock, and for a hypervisor a seccomp filter: it may use `shown` and `temporary` only.
 
-    `helper` is for a program of the host that needs its libraries and the network.  Raises
+    `helper` is for a program of the host that needs the network and the host's libraries,
+    `libraries` are those that one program needs.  Raises
     OSError where the kernel has no Landlock.
     """
     from apppot.host import landlock
@@ -144,6 +150,7 @@ def landlocked(
     reads = [item.source for item in items if not item.writable and not item.masked]
     reads += [place for item in items if item.masked for place in _unmasked(item)]
     reads += _HELPER_READS if helper else _HYPERVISOR_READS
+    reads += ["/etc/ld.so.cache", *libraries] if libraries else []
     writes = [item.source for item in items if item.writable]
     rules = landlock.ruleset(
         [view, *filter(os.path.exists, reads)],

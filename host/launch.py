@@ -180,6 +180,7 @@ def _sandbox(
             # UML's own files beside the memory: mconsole socket and pid file.
             memory=plan.memory + (8 << 20),
             as_root=os.getuid() == 0,
+            libraries=plan.kernel.libraries,
         )
     view = rundir.directory("view")
     for item in shown:
@@ -188,7 +189,7 @@ def _sandbox(
         os.symlink(os.path.abspath(item.source), place)
     own = rundir.directory("uml")
     if record.confinement is Confinement.LANDLOCK:
-        return confine.landlocked(shown, view, own)
+        return confine.landlocked(shown, view, own, libraries=plan.kernel.libraries)
     if plan.confine != "off":
         sys.stderr.write(f"apppot: warning: not confined: {capabilities.bwrap_reason}\n")
     return confine.unconfined(view, own)
