@@ -101,7 +101,8 @@ def read(path: str) -> list[Step]:
     """The steps in a JSON file that `write` made.  Raises UsageError."""
     try:
         with open(path, encoding="utf-8") as file:
-            return [Step(*map(str, row[:2]), *map(float, row[2:])) for row in json.load(file)]
+            rows = json.load(file)
+        return [Step(str(lane), str(name), float(a), float(b)) for lane, name, a, b in rows]
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path} is no timeline: {error}", "apppot run --timeline FILE.json …"

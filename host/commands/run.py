@@ -270,6 +270,7 @@ def _ground(prepared: Prepared) -> Ground:
     kernel = pot.kernel
     if not kernel.tuned:
         sys.stderr.write(f"apppot: {kernel.release} is not the pot's own: {layout.KERNEL_HINT}\n")
+        _warn_of_mappings(settings["memory"], prepared.capabilities.max_map_count)
     wish = confinement_wish(
         settings["confine"],
         host_image=prepared.request.image is None,
@@ -297,6 +298,19 @@ def _ground(prepared: Prepared) -> Ground:
         confine=wish,
         mapped=confine.choose(wish, prepared.capabilities) is confine.Confinement.BUBBLEWRAP,
     )
+
+
+_PAGE = 4096
+
+
+def _warn_of_mappings(memory: int, max_map_count: int) -> None:
+    """A stock kernel needs a mapping of the host for each run of contiguous guest pages."""
+    if memory > max_map_count * _PAGE:
+        sys.stderr.write(
+            f"apppot: warning: this kernel may hang once a program has touched "
+            f"{max_map_count * _PAGE >> 20} MB in random order: vm.max_map_count is "
+            f"{max_map_count}\n  remedy: `apppot kernel build`, or less memory (--mem)\n"
+        )
 
 
 def job_directory(text: str) -> str | None:
