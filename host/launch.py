@@ -80,10 +80,9 @@ def _start(
     stack: contextlib.ExitStack,
 ) -> Relay:
     plan = record.plan
-    rundir = _run_directory(plan, capabilities)
-    stack.callback(rundir.remove)
     tty = _terminal(plan, stack)
-    rundir.keep(*(tty.name_and_settings() if tty is not None else ("", "")))
+    rundir = _run_directory(plan, capabilities, tty)
+    stack.callback(rundir.remove)
     exchange = rundir.directory("exchange")
     net = rundir.directory("net")
     held = cpus.hold() if plan.cpus == 1 else None
@@ -110,6 +109,7 @@ def _start(
         cpus=() if held is None else (held.cpu,),
         env=_environment(sandbox),
         before_exec=sandbox.before_exec,
+        announce=rundir.ends_with_us,
     )
     stack.callback(vm.kill)
     record.mark("hypervisor")
@@ -195,10 +195,13 @@ def _sandbox(
     return confine.unconfined(view, own)
 
 
-def _run_directory(plan: LaunchPlan, capabilities: Capabilities) -> RunDir:
+def _run_directory(
+    plan: LaunchPlan, capabilities: Capabilities, tty: terminal.Terminal | None
+) -> RunDir:
     """The run directory; without bubblewrap's own tmpfs, the guest's memory lies in it too."""
+    kept = None if tty is None else (tty.fd, tty.settings())
     if confine.choose(plan.confine, capabilities) is Confinement.BUBBLEWRAP:
-        return RunDir.create()
+        return RunDir.create(terminal=kept)
     place, warning = memory_place(plan.memory)
     if place is None:
         raise HypervisorError(
@@ -208,7 +211,7 @@ def _run_directory(plan: LaunchPlan, capabilities: Capabilities) -> RunDir:
         )
     if warning:
         sys.stderr.write(f"apppot: warning: {warning}\n")
-    return RunDir.create(memory=place)
+    return RunDir.create(memory=place, terminal=kept)
 
 
 def _environment(sandbox: confine.Sandbox) -> dict[str, str]:
@@ -248,7 +251,7 @@ def _network(
             sandbox = confine.landlocked((place,), rundir.path, place.source, helper=True)
         case Confinement.NONE:
             sandbox = confine.unconfined(rundir.path, rundir.path)
-    child, ready = network.start(capabilities.slirp, sandbox, "net")
+    child, ready = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
     stack.callback(child.kill)
     for host_port, guest_port in plan.forwards:
         network.forward(place.source, host_port, guest_port)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 
 from apppot.host.confine import Sandbox
 from apppot.host.errors import HypervisorError
@@ -22,18 +23,20 @@ def tool() -> str | None:
     return shutil.which(_TOOL)
 
 
-def start(program: str, sandbox: Sandbox, net_name: str) -> tuple[Child, int]:
+def start(
+    program: str, sandbox: Sandbox, net_name: str, announce: Callable[[int], object]
+) -> tuple[Child, int]:
     """Start the helper; returns it and a descriptor with what it prints.
 
     It is ready once READY stands there (its own --ready-fd speaks only after the guest has
     connected).  Outbound only, the host's loopback closed.  The view's directory `net_name` gets
-    its sockets.
+    its sockets.  `announce` gets its pid before it runs.
     """
     output_read, output_write = os.pipe()
     place = f"{sandbox.view}/{net_name}"
     argv = [*sandbox.prefix, program, "--target-type=bess", "--mtu=1500"]
     argv += ["--disable-host-loopback", "-a", f"{place}/{_API}", f"{place}/{_SOCKET}"]
-    child = spawn(argv, output=output_write, before_exec=sandbox.before_exec)
+    child = spawn(argv, output=output_write, before_exec=sandbox.before_exec, announce=announce)
     os.close(output_write)
     return child, output_read
 

@@ -17,13 +17,22 @@ _PREFIX = "apppot-"
 _LOCK = "lock"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./+")
 
-# Reads one line: "done" when the launcher has cleaned up by itself.  End of file without it
-# means that the launcher was killed: restore its terminal, remove its directory.
+# Reads the process groups that the launcher starts, then "done" when it has cleaned up by itself.
+# End of file without that means that the launcher was killed: end what it started, restore its
+# terminal, remove its directory.  The groups may still be dying while the directory goes.
 _KEEPER = """
 trap '' HUP INT TERM QUIT TSTP
-read -r word
-[ -n "$2" ] && [ "$word" != done ] && stty -F "$2" "$3" 2>/dev/null
-exec rm -rf -- "$1"
+groups=
+while read -r word; do
+    [ "$word" = done ] && exit
+    groups="$groups -$word"
+done
+[ -n "$groups" ] && kill -KILL -- $groups
+[ -n "$2" ] && stty "$2" <&3
+for attempt in 1 2 3 4 5 6 7 8; do
+    rm -rf -- "$1" && exit
+    sleep 0.1
+done
 """
 
 
@@ -36,48 +45,43 @@ def candidates(env: Mapping[str, str]) -> list[str]:
 class RunDir:
     """A private directory (mode 0700) and the process that removes it."""
 
-    def __init__(self, path: str, lock: int) -> None:
+    def __init__(self, path: str, keeper: Keeper, lock: int) -> None:
         self.path = path
+        self._keeper = keeper
         self._lock = lock
-        self._keeper: int | None = None
-        self._pipe: int | None = None
 
     @classmethod
-    def create(cls, env: Mapping[str, str] = os.environ, memory: str | None = None) -> RunDir:
+    def create(
+        cls,
+        env: Mapping[str, str] = os.environ,
+        memory: str | None = None,
+        terminal: tuple[int, str] | None = None,
+    ) -> RunDir:
         """Make one, after sweeping what killed launchers left.  Raises ApppotError.
 
         `memory` is the place that it must lie in, when the guest's memory file lies in it.
+        `terminal` is what the keeper restores: a descriptor and settings (stty -g).
         """
         places = candidates(env) if memory is None else [memory]
         for place in places:
             sweep(place)
-            path = os.path.join(place, f"{_PREFIX}{os.getuid()}-{os.urandom(6).hex()}")
-            try:
-                os.mkdir(path, 0o700)
-            except OSError:
+            if not os.access(place, os.W_OK | os.X_OK):
                 continue
-            lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return cls(path, lock)
+            path = os.path.join(place, f"{_PREFIX}{os.getuid()}-{os.urandom(6).hex()}")
+            # The keeper first, so that at no moment a directory has none.
+            keeper = Keeper(path, terminal)
+            lock = _make_locked(path)
+            if lock is not None:
+                return cls(path, keeper, lock)
+            keeper.dismiss()
         raise ApppotError(
             f"no place for the run directory: tried {', '.join(places)}",
             "make one of them writable, or set TMPDIR to a directory that is",
         )
 
-    def keep(self, terminal: str = "", settings: str = "") -> None:
-        """Start the keeper.  `terminal` and `settings` (stty -g) are what it restores."""
-        read, write = os.pipe()
-        argv = ["sh", "-c", _KEEPER, "apppot-keeper", self.path, terminal, settings]
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        actions = [(os.POSIX_SPAWN_DUP2, read, 0)]
-        actions += [(os.POSIX_SPAWN_DUP2, null, number) for number in (1, 2)]
-        environment = {"PATH": "/usr/bin:/bin"}
-        self._keeper = os.posix_spawn(
-            "/bin/sh", argv, environment, file_actions=actions, setsid=True
-        )
-        self._pipe = write
-        os.close(read)
-        os.close(null)
+    def ends_with_us(self, group: int) -> None:
+        """Have the keeper kill this process group when the launcher is killed."""
+        self._keeper.add(group)
 
     def file(self, name: str, data: bytes) -> str:
         """Write a private file; its path."""
@@ -100,12 +104,64 @@ class RunDir:
     def remove(self) -> None:
         """Remove the directory and end the keeper."""
         _remove_tree(self.path)
-        if self._pipe is not None and self._keeper is not None:
-            os.write(self._pipe, b"done\n")
-            os.close(self._pipe)
-            os.waitpid(self._keeper, 0)
-            self._pipe = None
+        self._keeper.dismiss()
         os.close(self._lock)
+
+
+class Keeper:
+    """A shell that outlives the launcher for the moment that cleaning up takes."""
+
+    def __init__(self, path: str, terminal: tuple[int, str] | None) -> None:
+        read, self._pipe = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        moves = [(read, 0), (null, 1), (null, 2)]
+        opened = [read, null]
+        settings = ""
+        if terminal is not None:
+            fd, settings = terminal
+            # Out of the way of the numbers that the moves before it fill.
+            opened.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
+            moves.append((opened[-1], 3))
+        self._pid = os.posix_spawn(
+            "/bin/sh",
+            ["sh", "-c", _KEEPER, "apppot-keeper", path, settings],
+            {"PATH": "/usr/bin:/bin"},
+            file_actions=[(os.POSIX_SPAWN_DUP2, *move) for move in moves],
+            setsid=True,
+        )
+        for fd in opened:
+            os.close(fd)
+
+    def add(self, group: int) -> None:
+        """One more process group that must not outlive the launcher."""
+        self._tell(b"%d\n" % group)
+
+    def dismiss(self) -> None:
+        """Nothing is left to clean up."""
+        self._tell(b"done\n")
+        os.close(self._pipe)
+        os.waitpid(self._pid, 0)
+
+    def _tell(self, line: bytes) -> None:
+        try:
+            os.write(self._pipe, line)
+        except BrokenPipeError:
+            pass  # killed by somebody: the next start sweeps in its place
+
+
+def _make_locked(path: str) -> int | None:
+    """Make the directory and hold its lock; None where that cannot be."""
+    try:
+        os.mkdir(path, 0o700)
+        lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Between making and locking it, another launcher may have taken it for a dead one's.
+        if os.fstat(lock).st_nlink:
+            return lock
+        os.close(lock)
+    except OSError:
+        pass
+    return None
 
 
 def sweep(place: str) -> None:

@@ -1,8 +1,8 @@
 """Starting the virtual machine and its helpers: the launcher's long-lived children.
 
 Each gets a session of its own, so that the terminal's keys reach only the launcher, and dies
-with the launcher: bubblewrap sees to it where it is used, the kernel's parent-death signal
-elsewhere.
+with the launcher: the run directory's keeper sees to it, and closer by bubblewrap where it is
+used, the kernel's parent-death signal elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from apppot.host.errors import HypervisorError
 
 _PR_SET_PDEATHSIG = 1
+_OPEN_MAX = 1 << 30
 
 
 class Child:
@@ -56,14 +57,17 @@ def spawn(
     cpus: Iterable[int] = (),
     env: Mapping[str, str] | None = None,
     before_exec: Sequence[Callable[[], object]] = (),
+    announce: Callable[[int], object] = bool,
 ) -> Child:
     """Start `argv` with stdin from /dev/null, stdout and stderr to `output`.
 
     `keep` are descriptors that it inherits under their numbers, `cpus` what it may run on
     (empty: what the launcher may).  `before_exec` are callables run in the child; when there are
-    any, the child is also tied to the launcher's life.  Raises HypervisorError.
+    any, the child is also tied to the launcher's life.  `announce` gets the child's pid, which
+    is also its session, before the child does anything.  Raises HypervisorError.
     """
     failed_read, failed_write = os.pipe()
+    leave_read, leave_write = os.pipe()
     prctl = _load_prctl() if before_exec else None
     parent = os.getpid()
     pid = os.fork()
@@ -73,9 +77,14 @@ def spawn(
                 prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
                 if os.getppid() != parent:
                     os._exit(1)
-            _prepare(output, keep, cpus)
+            os.setsid()
+            os.close(leave_write)
+            if not os.read(leave_read, 1):
+                os._exit(1)  # the launcher was killed before it could announce this child
+            _prepare(output, cpus)
             for action in before_exec:
                 action()
+            _keep_only(keep, failed_write)
             os.execvpe(argv[0], list(argv), dict(env if env is not None else os.environ))
         except OSError as error:
             os.write(failed_write, str(error.strerror or error).encode())
@@ -84,6 +93,10 @@ def spawn(
         finally:
             os._exit(127)
     os.close(failed_write)
+    os.close(leave_read)
+    announce(pid)
+    os.write(leave_write, b".")
+    os.close(leave_write)
     reason = os.read(failed_read, 1000)
     os.close(failed_read)
     if reason:
@@ -100,13 +113,10 @@ def _load_prctl() -> Callable[[int, int], int]:
     return prctl
 
 
-def _prepare(output: int, keep: Iterable[int], cpus: Iterable[int]) -> None:
-    os.setsid()
+def _prepare(output: int, cpus: Iterable[int]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for source, number in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, number)
-    for fd in keep:
-        os.set_inheritable(fd, True)
     allowed = set(cpus)
     if allowed:
         os.sched_setaffinity(0, allowed)
@@ -117,3 +127,16 @@ def _prepare(output: int, keep: Iterable[int], cpus: Iterable[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _keep_only(keep: Iterable[int], failed: int) -> None:
+    """Close all but stdio and `keep`: what a shell or batch system has open is not for a guest.
+
+    `failed` stays until exec closes it.
+    """
+    start = 3
+    for fd in sorted((*keep, failed)):
+        os.closerange(start, fd)
+        start = fd + 1
+        os.set_inheritable(fd, fd != failed)
+    os.closerange(start, _OPEN_MAX)

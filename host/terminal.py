@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import termios
 
-CLEAR = ""
-
 
 def is_terminal(fd: int) -> bool:
     """Whether `fd` is open and a terminal."""
@@ -26,18 +24,20 @@ def size(fd: int) -> tuple[int, int]:
 
 
 class Terminal:
-    """A terminal that can be switched to raw mode and back."""
+    """A terminal that can be switched to raw mode and back.
+
+    Never waits for what is still to be shown: a terminal that nobody reads must not hold us.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._saved = termios.tcgetattr(fd)
 
-    def name_and_settings(self) -> tuple[str, str]:
-        """Its device and its settings in the form of `stty -g`, for one who restores it for us."""
+    def settings(self) -> str:
+        """Its settings in the form of `stty -g`, for one who restores them in our place."""
         iflag, oflag, cflag, lflag, _, _, characters = self._saved
         words = [f"{flag:x}" for flag in (iflag, oflag, cflag, lflag)]
-        words += [f"{_code(character):x}" for character in characters]
-        return os.ttyname(self.fd), ":".join(words)
+        return ":".join([*words, *[f"{_code(character):x}" for character in characters]])
 
     def raw(self) -> None:
         """Pass every key on as it is (cfmakeraw)."""
@@ -52,12 +52,12 @@ class Terminal:
             termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN
         )
         attributes[6][termios.VMIN], attributes[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self.fd, termios.TCSADRAIN, attributes)
+        termios.tcsetattr(self.fd, termios.TCSANOW, attributes)
 
     def restore(self) -> None:
         """Put it back as it was; a terminal that is gone needs nothing."""
         try:
-            termios.tcsetattr(self.fd, termios.TCSADRAIN, self._saved)
+            termios.tcsetattr(self.fd, termios.TCSANOW, self._saved)
         except termios.error:
             pass
 
