@@ -10,25 +10,31 @@ import json
 import os
 import select
 import signal
+import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from apppot.guest.protocol import frames
 from apppot.host import network, terminal
-from apppot.host.errors import EXIT_SIGNAL_BASE
+from apppot.host.errors import EXIT_SIGNAL_BASE, UsageError
 from apppot.host.spawn import Child
 from apppot.host.streams import Sink, Source
+from apppot.host.units import parse_duration
 
+# Seconds without a word from the guest after which it is taken for hung.
 HEARTBEAT_LIMIT = 30.0
+HEARTBEAT_VARIABLE = "APPPOT_HEARTBEAT_LIMIT"
 GRACE_SECONDS = 10.0
 # After SIGKILL the payload is gone at once; a guest that does not say so is broken.
 _KILL_SECONDS = 5.0
 # A turn of the loop that took this much longer than asked means that the launcher was stopped.
 _STOPPED_SECONDS = 3.0
 _CONSOLE_BYTES = 256 << 10
+# Between the end of its channel and the end of its process.
+_LAST_WORDS_SECONDS = 2.0
 
 FORWARDED = (
     signal.SIGTERM,
@@ -70,6 +76,32 @@ class Outcome:
     vital_signs: dict[str, Any] = field(default_factory=dict)
 
 
+def heartbeat_limit(env: Mapping[str, str] = os.environ) -> float:
+    """Seconds without a heartbeat after which a guest is taken for hung.  Raises UsageError."""
+    text = env.get(HEARTBEAT_VARIABLE)
+    if not text:
+        return HEARTBEAT_LIMIT
+    try:
+        return max(2.0, parse_duration(text))
+    except UsageError as error:
+        raise UsageError(f"${HEARTBEAT_VARIABLE}: {error.cause}", error.hint) from error
+
+
+def checked_report(report: Any) -> dict[str, Any]:
+    """An EXIT frame's report, of the form that the launcher relies on.  Raises ValueError.
+
+    A guest is not trusted: what it says must not surprise the launcher later.
+    """
+    numbers = ("status", "errno")
+    if not isinstance(report, dict) or all(report.get(name) is None for name in numbers):
+        raise ValueError("an EXIT without a status")
+    for name in numbers:
+        value = report.get(name)
+        if value is not None and (type(value) is not int or not 0 <= value < 1 << 16):
+            raise ValueError(f"an EXIT with {name} {value!r:.40}")
+    return report
+
+
 class Console:
     """The guest's console: the last of it in memory, all of it in a file where one is asked for."""
 
@@ -92,8 +124,16 @@ class Console:
                 return
             self._tail += data
             del self._tail[:-_CONSOLE_BYTES]
-            if self._log is not None:
-                os.write(self._log, data)
+            self._write_log(data)
+
+    def _write_log(self, data: bytes) -> None:
+        if self._log is None:
+            return
+        try:
+            os.write(self._log, data)
+        except OSError as error:  # a full disk must not end a job
+            sys.stderr.write(f"apppot: warning: --log: {error.strerror}\n")
+            self._log = None
 
     def text(self) -> str:
         """The last of what was printed."""
@@ -133,6 +173,7 @@ class Relay:
         self._give_up_at: float | None = None
         self._limit_at: float | None = None
         self._heard = time.monotonic()
+        self._heartbeat_limit = heartbeat_limit()
         self.outcome = Outcome()
         os.set_blocking(channel, False)
 
@@ -246,14 +287,13 @@ class Relay:
         if not data:
             self._gone = True
             if not self.outcome.report:
-                self._console.pump()
-                raise GuestFailed("the virtual machine ended without reporting a status")
+                raise GuestFailed(f"the virtual machine {self._last_words()}")
             return
         self._heard = time.monotonic()
         try:
             for frame in self._decoder.feed(data):
                 self._frame(*frame)
-        except (frames.FrameError, ValueError, KeyError, TypeError, OSError) as error:
+        except (frames.FrameError, ValueError, KeyError, TypeError, OSError, struct.error) as error:
             raise GuestFailed(f"the guest broke the channel's protocol: {error}") from error
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
@@ -275,7 +315,7 @@ class Relay:
             self._started = True
         elif kind == frames.EXIT:
             self._mark("exit")
-            self.outcome.report = json.loads(payload)
+            self.outcome.report = checked_report(json.loads(payload))
         elif kind == frames.FAILED:
             failure = json.loads(payload)
             raise GuestFailed(f"step {failure['step']!r} failed in the guest: {failure['reason']}")
@@ -339,6 +379,11 @@ class Relay:
         elif number == signal.SIGTSTP:
             self._stop()
         elif number == signal.SIGCONT:
+            # The shell has the terminal as it likes it while we are stopped.
+            if self._tty is not None:
+                self._tty.raw()
+                self._resize()
+            self._heard = time.monotonic()
             self._payload_signal(signal.SIGCONT)
         elif not self._started:
             raise Aborted(number)
@@ -360,16 +405,11 @@ class Relay:
         if self._tty is not None:
             self._tty.restore()
         os.kill(os.getpid(), signal.SIGSTOP)
-        if self._tty is not None:
-            self._tty.raw()
-        self._heard = time.monotonic()
 
     def _watch(self) -> None:
         """What is due by time: HELLO, heartbeat, time limit."""
-        if self._vm.ended() and self._gone:
-            raise GuestFailed(f"the hypervisor {self._vm.how()}")
         now = time.monotonic()
-        limit = HEARTBEAT_LIMIT if self.outcome.hello else self._hello_timeout
+        limit = self._heartbeat_limit if self.outcome.hello else self._hello_timeout
         if now - self._heard > limit:
             if self._vm_is_stopped():
                 self._heard = now
@@ -377,6 +417,14 @@ class Relay:
             what = "sent no heartbeat" if self.outcome.hello else "did not say HELLO"
             raise GuestFailed(f"the guest {what} for {limit:.0f} s: it hangs")
         self._time_is_up(now)
+
+    def _last_words(self) -> str:
+        """How the virtual machine ended; takes the rest of its console."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        while not self._vm.ended() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self._console.pump()
+        return f"{self._vm.how()} and reported no status of the payload"
 
     def _time_is_up(self, now: float) -> None:
         if self._limit_at is not None and now >= self._limit_at:
