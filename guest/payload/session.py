@@ -312,7 +312,7 @@ class Session:
                 self.channel.send(frames.HEARTBEAT, payload=dumps(vital_signs()).encode())
         if self._leftover_deadline is not None and now >= self._leftover_deadline:
             self._leftover_deadline = now + HEARTBEAT_SECONDS
-            os.kill(-1, _signal.SIGKILL)
+            _signal_all(_signal.SIGKILL)
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
         if kind == frames.DATA:
@@ -347,6 +347,8 @@ class Session:
 
     def _reap(self) -> None:
         """Collect every process that has ended; PID 1 inherits all orphans."""
+        # A child of a boot step may have been the last one, once.
+        self._childless = False
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -360,8 +362,16 @@ class Session:
         if self._status is not None and self._leftover_deadline is None:
             self._leftovers_ended = True
             self._leftover_deadline = time.monotonic() + LEFTOVER_SECONDS
-            os.kill(-1, _signal.SIGTERM)
-            os.kill(-1, _signal.SIGCONT)
+            _signal_all(_signal.SIGTERM)
+            _signal_all(_signal.SIGCONT)
+
+
+def _signal_all(number: int) -> None:
+    """Signal every process but this one; there may be none left."""
+    try:
+        os.kill(-1, number)
+    except ProcessLookupError:
+        pass
 
 
 def vital_signs() -> dict[str, Any]:
