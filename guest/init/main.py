@@ -38,6 +38,7 @@ class Boot:
         self.job = Job()
         self.session: session.Session | None = None
         self.points: list[str] = []
+        self.in_place = False  # the image itself is written to
         self.step = "start"
 
     def mark(self, name: str) -> None:
@@ -66,19 +67,18 @@ def _modules(boot: Boot) -> None:
         os.mkdir(_MODULES)
         syscalls.mount("modules", _MODULES, "hostfs", syscalls.MS_RDONLY, boot.job.modules)
         tree = _MODULES
-    root.ensure_file_systems(tree)
+    root.ensure_file_systems(tree, loop=any(layer.offset for layer in boot.job.layers))
 
 
 def _layers(boot: Boot) -> None:
     # Without a base image this root is one: an image that carries the agent itself.
     layers = boot.job.layers if _has_base(boot) else [_OWN_ROOT, *boot.job.layers]
     boot.points = root.mount_layers(layers)
+    # Only a single image can be written to in place: over one with changes lies a merge.
+    boot.in_place = len(layers) == 1 and _writable(boot.points[0], layers[0])
     if boot.job.uid:
-        images = [
-            point
-            for point, layer in zip(boot.points, layers)
-            if layer.fstype in ("squashfs", "erofs", "ext4") and not layer.writable
-        ]
+        pairs = zip(boot.points, layers)
+        images = [point for point, layer in pairs if layer.fstype != "hostfs"]
         root.map_owner(images, boot.job.uid, boot.job.gid)
 
 
@@ -86,11 +86,24 @@ def _has_base(boot: Boot) -> bool:
     return bool(boot.job.layers) and "apppot.drive" in boot.line.words
 
 
+def _writable(point: str, layer: Layer) -> bool:
+    """Whether changes go into the image itself: asked for, or this root was mounted `rw`."""
+    own = layer.fstype == "bind" and not os.statvfs(point).f_flag & os.ST_RDONLY
+    return layer.writable or own
+
+
 def _generated(boot: Boot) -> None:
     account.generate(boot.job, boot.points)
 
 
 def _merge(boot: Boot) -> None:
+    if boot.in_place:
+        from apppot.guest.init import inplace
+
+        root.use_in_place(boot.points[0])
+        inplace.install(root.GENERATED, root.ROOT)
+        mounts.mount_guest()
+        return
     scratch = root.mount_scratch(boot.job.scratch, _make_ext4)
     root.merge(boot.job, boot.points, scratch)
     mounts.mount_guest()
@@ -167,6 +180,8 @@ def _serve(boot: Boot, served: session.Session) -> None:
     argv, who = _command(boot), process.find_account(boot.job)
     report = served.run(process.start(boot.job, who, argv), boot.job.tty)
     boot.step = "outputs"
+    if boot.in_place:
+        root.release(boot.points)
     os.sync()
     served.channel.send(frames.EXIT, payload=dumps(report).encode())
     served.channel.drain()
@@ -196,9 +211,12 @@ def _run(boot: Boot) -> None:
     else:
         from apppot.guest.init import standalone
 
+        if boot.job.network is not None:
+            boot.step = "network"
+            network.bring_up(boot.job.network)
         boot.step = "payload"
-        standalone.serve(boot.job)
-        standalone.release(boot.points)
+        standalone.serve(boot.job, boot.line.consoles)
+        root.release(boot.points)
 
 
 def main() -> None:

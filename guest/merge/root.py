@@ -29,6 +29,13 @@ IMAGE_ID = 1000
 
 _MODULES = ("overlay", "squashfs", "erofs")
 
+# File system, place and bytes of what tells it apart.
+_MAGICS = (
+    ("squashfs", 0, b"hsqs"),
+    ("erofs", 1024, b"\xe2\xe1\xf5\xe0"),
+    ("ext4", 1080, b"\x53\xef"),
+)
+
 # include/uapi/linux/loop.h
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
@@ -87,12 +94,28 @@ def _mount_layer(layer: Layer, point: str) -> None:
     if layer.fstype == "hostfs":
         syscalls.mount("hostfs", point, "hostfs", flags, layer.source)
         return
-    source = layer.source
-    if layer.offset or not source.startswith(b"/dev/"):
+    source, fstype = layer.source, layer.fstype
+    if fstype == "file":
+        source, fstype = _host_file(source, point)
+    if layer.offset:
         source = loop_device(source, layer.offset, not layer.writable)
     # A journal of an ext file system that was not unmounted cannot be replayed read-only.
-    data = "noload" if layer.fstype == "ext4" and not layer.writable else None
-    syscalls.mount(source, point, layer.fstype, flags, data)
+    data = "noload" if fstype == "ext4" and not layer.writable else None
+    syscalls.mount(source, point, fstype, flags, data)
+
+
+def _host_file(path: bytes, point: str) -> tuple[bytes, str]:
+    """A block device that shows an image file of the host (through hostfs), and its format."""
+    folder = f"{point}.host"
+    os.mkdir(folder)
+    syscalls.mount("hostfs", folder, "hostfs", syscalls.MS_RDONLY, os.path.dirname(path))
+    file = os.fsencode(folder) + b"/" + os.path.basename(path)
+    with open(file, "rb") as image:
+        head = image.read(2048)
+    for fstype, start, magic in _MAGICS:
+        if head[start : start + len(magic)] == magic:
+            return loop_device(file, 0, True), fstype
+    raise OSError(f"{os.fsdecode(path)} is no file system: make one of it, apppot image import")
 
 
 def loop_device(source: bytes, offset: int, read_only: bool) -> bytes:
@@ -260,10 +283,16 @@ def release(points: list[str]) -> None:
     Call it when no payload runs any more.
     """
     os.sync()
-    for point in _mounts_below(ROOT):
-        _try(lambda point=point: syscalls.umount(point, syscalls.MNT_DETACH))  # type: ignore[misc]
+    _attempt(syscalls.umount, ROOT, syscalls.MNT_DETACH)
     for point in [*reversed(points), "/"]:
-        if os.path.ismount(point) and not os.statvfs(point).f_flag & os.ST_RDONLY:
+        if not os.statvfs(point).f_flag & os.ST_RDONLY:
             flags = syscalls.MS_REMOUNT | syscalls.MS_RDONLY
-            _try(lambda point=point: syscalls.mount("none", point, None, flags))  # type: ignore[misc]
+            _attempt(syscalls.mount, "none", point, None, flags)
     os.sync()
+
+
+def _attempt(call: Callable[..., None], *arguments: object) -> None:
+    try:
+        call(*arguments)
+    except OSError as error:
+        log(f"{error}")

@@ -99,12 +99,17 @@ def start(job: Job, account: Account, argv: list[bytes], root: str = ROOT) -> Pa
     report = os.read(failed_read, 4096)
     os.close(failed_read)
     if report:
-        number, executing = _REPORT.unpack_from(report)
-        what = report[_REPORT.size :].decode("utf-8", "replace")
+        number, what, executing = failure(report)
         if not executing:
             raise OSError(number, f"{what}: {os.strerror(number)}")
         payload.error = (number, what)
     return payload
+
+
+def failure(report: bytes) -> tuple[int, str, bool]:
+    """What a child said that could not become the payload: errno, what, whether exec failed."""
+    number, executing = _REPORT.unpack_from(report)
+    return number, report[_REPORT.size :].decode("utf-8", "replace"), executing
 
 
 def _pipes() -> tuple[tuple[int, int, int], tuple[int, int, int]]:
