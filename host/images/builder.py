@@ -23,6 +23,12 @@ from apppot.host.progress import Progress
 
 # Part of the cache key: raise it when the way of building changes the result.
 BUILDER_VERSION = 3
+# Compiled in the image, which may be read-only when it boots.  The agent never changes there, so
+# no start compares it with its source.
+COMPILE_AGENT = (
+    'PYTHONHASHSEED=0 chroot "$1" python3 -m compileall -q '
+    "--invalidation-mode unchecked-hash /usr/lib/apppot"
+)
 INSTALL_HINT = "apt-get install mmdebstrap squashfs-tools"
 MERGED_USR_HOOK = "/usr/share/mmdebstrap/hooks/merged-usr"
 # Root's build mounts /proc and /sys in its tree: in a namespace of its own these vanish with it
@@ -188,6 +194,8 @@ def bootstrap_argv(
     ]
     if extra:
         argv.append(f"--customize-hook=tar-in {shlex.quote(extra)} /")
+    if recipe.embed_agent:
+        argv.append(f"--customize-hook={COMPILE_AGENT}")
     return [*argv, recipe.suite, "-", *lines]
 
 

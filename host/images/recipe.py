@@ -9,6 +9,7 @@ suite = "bookworm"           # a Debian suite; mirrors are the machine's own
 name = "hmmer"
 version = "1"
 command = ["hmmsearch", "-h"]
+embed_agent = true           # boots without a pot: init=/sbin/apppot-init
 
 [files]
 "/etc/motd" = "Welcome\\n"
@@ -34,7 +35,7 @@ TOP_KEYS = ("base", "image", "packages", "files")
 BASE_KEYS = ("suite", "mirror", "components")
 IMAGE_KEYS = (
     *("name", "version", "description", "command", "user", "env", "workdir"),
-    "source_date_epoch",
+    *("source_date_epoch", "embed_agent"),
 )
 FILE_KEYS = ("content", "source", "mode")
 LATER = {
@@ -46,6 +47,8 @@ PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+~:-]+)?")
 SUITE = re.compile(r"[a-z][a-z0-9.-]*")
 MIRROR = re.compile(r"(https?|file|ftp)://\S+|file:/\S+")
 MAX_EPOCH = 0xFFFFFFFF
+# -I and -S as in the pot: nothing of the image's own Python set-up is read.
+AGENT_SHEBANG = "#!/usr/bin/python3 -IS"
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,14 @@ class Recipe:
     workdir: str
     epoch: int | None
     path: str
+    embed_agent: bool = False
 
     def inputs(self) -> str:
         """All that decides about the result, as text for a digest; not where the file lies."""
         fields = asdict(self)
         del fields["path"]
+        if not self.embed_agent:
+            del fields["embed_agent"]  # recipes from before it keep their key
         return repr(sorted(fields.items()))
 
 
@@ -138,14 +144,16 @@ def parse(text: str, path: str) -> Recipe:
     reader.check_keys(base, BASE_KEYS, "base.")
     reader.check_keys(image, IMAGE_KEYS, "image.")
     stem = os.path.basename(path).removesuffix(".toml")
+    embed = _flag(reader, image, "embed_agent")
+    files = [*_files(reader, reader.table(data, "files")), *(agent_files() if embed else ())]
     return Recipe(
         name=_name(reader, image, stem),
         version=_version(reader, image),
         suite=_suite(reader, base),
         mirror=_mirror(reader, base),
         components=reader.texts(base, "components") or ("main",),
-        packages=_packages(reader, data),
-        files=tuple(_files(reader, reader.table(data, "files"))),
+        packages=_packages(reader, data, ("python3",) if embed else ()),
+        files=tuple(files),
         description=reader.text(image, "description"),
         command=_command(reader, image),
         user=reader.text(image, "user"),
@@ -153,7 +161,27 @@ def parse(text: str, path: str) -> Recipe:
         workdir=reader.text(image, "workdir"),
         epoch=_epoch(reader, image),
         path=path,
+        embed_agent=embed,
     )
+
+
+def agent_files() -> tuple[RecipeFile, ...]:
+    """The agent for an image that boots without a pot, run by the image's own Python."""
+    from apppot.host.pot.recipes import load_runtime
+    from apppot.host.pot.runtime import INIT, read_agent
+
+    texts = read_agent(load_runtime())
+    _, _, script = texts.pop(INIT).partition("\n")
+    init = RecipeFile(f"/{INIT}", f"{AGENT_SHEBANG}\n{script}".encode(), 0o755)
+    modules = [RecipeFile(f"/{path}", text.encode(), 0o644) for path, text in texts.items()]
+    return (init, *modules)
+
+
+def _flag(reader: _Reader, table: Mapping[str, Any], key: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        reader.fail(f"`image.{key}` must be true or false")
+    return value
 
 
 def _name(reader: _Reader, image: Mapping[str, Any], stem: str) -> str:
@@ -184,12 +212,12 @@ def _mirror(reader: _Reader, base: Mapping[str, Any]) -> str:
     return mirror
 
 
-def _packages(reader: _Reader, data: Mapping[str, Any]) -> tuple[str, ...]:
+def _packages(reader: _Reader, data: Mapping[str, Any], more: tuple[str, ...]) -> tuple[str, ...]:
     packages = reader.texts(data, "packages")
     for package in packages:
         if not PACKAGE.fullmatch(package):
             reader.fail(f"{package!r} cannot be a package's name")
-    return tuple(sorted(set(packages)))
+    return tuple(sorted({*packages, *more}))
 
 
 def _command(reader: _Reader, image: Mapping[str, Any]) -> tuple[str, ...]:
