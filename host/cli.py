@@ -9,7 +9,7 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from apppot.host.errors import EXIT_FAILED, ApppotError
@@ -172,10 +172,12 @@ def dispatch(argv: Sequence[str]) -> int:
     return status
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
+def main(
+    argv: Sequence[str] | None = None, serve: Callable[[Sequence[str]], int] = dispatch
+) -> NoReturn:
     """Entry point; the one place where the launcher turns an error into an exit."""
     try:
-        status = dispatch(sys.argv[1:] if argv is None else argv)
+        status = serve(sys.argv[1:] if argv is None else argv)
     except ApppotError as error:
         sys.stderr.write(f"apppot: {error}\n")
         status = error.exit_code

@@ -65,3 +65,4 @@ class LaunchPlan:
     scratch: int | None = None  # bytes of a disk for the writable layer
     log: str | None = None  # file that gets the guest's console
     warnings: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()  # more words for the kernel's command line

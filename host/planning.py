@@ -55,7 +55,9 @@ class Request:
     read_stdin: bool = True
     forwards: tuple[tuple[int, int], ...] = ()
     run_scripts: bool = False
-    cow: tuple[str, str] | None = None  # UML copy-on-write file and its backing image
+    # UML copy-on-write file, its backing image, and where the file system starts in that (bytes)
+    cow: tuple[str, str, int] | None = None
+    extra: tuple[str, ...] = ()  # more words for the kernel's command line
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def make_plan(
         scratch=scratch,
         log=settings["log"].value,
         warnings=tuple(warnings),
+        extra=request.extra,
     )
 
 
@@ -184,16 +187,16 @@ def _layer(image: Image, device: str) -> Layer:
 
 
 def _add_cow(
-    pair: tuple[str, str],
+    pair: tuple[str, str, int],
     ground: Ground,
     disks: list[Disk],
     shown: list[Shown],
     layers: list[Layer],
 ) -> None:
-    cow, backing = pair
+    cow, backing, offset = pair
     shown += [Shown("cow", os.path.realpath(cow), writable=True), Shown("backing", backing)]
     source = ground.devices[len(disks)].encode()
-    layers.append(Layer(source=source, fstype="ext4", writable=True))
+    layers.append(Layer(source=source, fstype="ext4", offset=offset, writable=True))
     disks.append(Disk("cow", writable=True, backing="backing"))
 
 
@@ -224,7 +227,7 @@ def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, grou
     if request.tty:
         env.setdefault(b"TERM", b"linux")
     argv = list(request.argv)
-    if not argv and record is not None and not request.tty:
+    if not argv and record is not None and not request.tty and not request.run_scripts:
         argv = [os.fsencode(word) for word in record.command]
     return Job(
         argv=argv,

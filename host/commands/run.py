@@ -159,8 +159,9 @@ def _request(args: argparse.Namespace, tty: bool) -> Request:
     argv = tuple(os.fsencode(word) for word in args.argv)
     if argv[:1] == (b"--",):
         argv = argv[1:]
+    cow = getattr(args, "cow", None)
     return Request(
-        image=find_image(args.image),
+        image=None if cow is not None else find_image(args.image),
         argv=argv,
         changes=tuple(_changes(path) for path in args.changes),
         binds=tuple(parse_bind(text) for text in args.bind),
@@ -169,6 +170,10 @@ def _request(args: argparse.Namespace, tty: bool) -> Request:
         tty=tty,
         read_stdin=not args.no_stdin,
         forwards=tuple(parse_forward(text) for text in args.publish),
+        # What only the original's command line can ask for.
+        cow=cow,
+        extra=getattr(args, "extra", ()),
+        run_scripts=getattr(args, "run_scripts", False),
     )
 
 

@@ -37,6 +37,7 @@ class Uml:
             words.append(f"ncpus={plan.cpus}")
         if kernel.lpj is not None:
             words.append(f"lpj={kernel.lpj}")
+        words += plan.extra
         words += [f"apppot.drive={self.devices[1]}", f"apppot.channel={CHANNEL}"]
         return words
 
