@@ -55,6 +55,7 @@ class Request:
     read_stdin: bool = True
     forwards: tuple[tuple[int, int], ...] = ()
     run_scripts: bool = False
+    shell: bool = False  # a login shell, whatever the image's default command
     # UML copy-on-write file, its backing image, and where the file system starts in that (bytes)
     cow: tuple[str, str, int] | None = None
     extra: tuple[str, ...] = ()  # more words for the kernel's command line
@@ -227,7 +228,8 @@ def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, grou
     if request.tty:
         env.setdefault(b"TERM", b"linux")
     argv = list(request.argv)
-    if not argv and record is not None and not request.tty and not request.run_scripts:
+    wants_default = not argv and not request.shell and not request.run_scripts
+    if record is not None and wants_default:
         argv = [os.fsencode(word) for word in record.command]
     return Job(
         argv=argv,

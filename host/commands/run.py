@@ -169,6 +169,7 @@ def _request(args: argparse.Namespace, tty: bool) -> Request:
         workdir=args.workdir,
         tty=tty,
         read_stdin=not args.no_stdin,
+        shell=args.console,
         forwards=tuple(parse_forward(text) for text in args.publish),
         # What only the original's command line can ask for.
         cow=cow,
