@@ -59,6 +59,7 @@ _WITH_VALUE = {
     "--extra": "extra",
     "-X": "extra",
 }
+_KEEP = "COW:IMG keeps changes; sessions come with a later version"
 _ALONE = ("--slirp", "--help", "-h", "--version", "-V")
 
 
@@ -148,7 +149,7 @@ def dispatch(words: Sequence[str]) -> int:
     changes = [_changes(path) for path in options.changes]
     if pair is None:
         if os.path.isfile(image) and os.access(image, os.W_OK) and _is_disk(image):
-            _notice(f"{image} is not written to: what changes outside the job directory is lost")
+            _notice(f"{image} is not written to: only the job directory is kept ({_KEEP})")
         return _run(options, image, changes, None)
     if changes:
         _notice(f"with --changes, {pair[0]} is not written to: other changes of this run are lost")

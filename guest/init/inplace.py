@@ -31,6 +31,20 @@ def install(generated: str, root: str) -> None:
                 log(f"{path} stays the image's own: {error}")
 
 
+def supply(tree: str, root: str) -> None:
+    """Lend the files of `tree` (sudo) to an image that has none of that name."""
+    for folder, _, files in os.walk(tree):
+        for name in files:
+            source = os.path.join(folder, name)
+            target = os.path.join(root, os.path.relpath(source, tree))
+            if not os.path.lexists(target) or os.stat(target).st_size == 0:
+                try:
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    _bind(source, target)
+                except OSError as error:
+                    log(f"{name} cannot be lent: {error}")
+
+
 def _directory(folder: str, target: str, name: str) -> None:
     if not os.path.isdir(target):
         os.mkdir(target)

@@ -102,6 +102,7 @@ def _merge(boot: Boot) -> None:
 
         root.use_in_place(boot.points[0])
         inplace.install(root.GENERATED, root.ROOT)
+        inplace.supply(root.SUPPLY, root.ROOT)
         mounts.mount_guest()
         return
     scratch = root.mount_scratch(boot.job.scratch, _make_ext4)
