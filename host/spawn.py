@@ -29,15 +29,19 @@ class Child:
     def ended(self) -> bool:
         """Whether it has ended; collects it if so."""
         if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = status
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self.pid, options) is not None:
+                self.kill()
         return self.status is not None
 
     def kill(self) -> None:
-        """End it at once and collect it.  Does nothing when it has ended."""
-        if not self.ended():
-            os.kill(self.pid, signal.SIGKILL)
+        """End it and its helpers at once and collect it.  Does nothing when it was collected.
+
+        A guest kernel's threads for block devices are processes that outlive it; until it is
+        collected its process group cannot be another's.
+        """
+        if self.status is None:
+            os.killpg(self.pid, signal.SIGKILL)
             _, self.status = os.waitpid(self.pid, 0)
 
     def how(self) -> str:
