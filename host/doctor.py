@@ -10,9 +10,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import assert_never
 
 from apppot.host.capabilities import Capabilities, Memory
 from apppot.host.config import Setting
+from apppot.host.confine import Confinement, choose
+from apppot.host.errors import HypervisorError
 from apppot.host.hypervisor.base import Verdict
 from apppot.host.pot.layout import KERNEL_HINT, Kernel
 from apppot.host.units import format_size
@@ -68,6 +71,7 @@ class Facts:
     capabilities: Capabilities
     setpriv: bool
     user_namespaces: str  # why they do not work; empty where they do
+    confine: Setting
     memory: Setting
     room: Memory
     memory_place: tuple[str | None, str]  # without bubblewrap: (path, what to warn of)
@@ -136,24 +140,46 @@ def check_runtime(facts: Facts) -> Check:
 
 def check_confinement(facts: Facts) -> Check:
     """How the hypervisor's process is held, and what this host cannot hold."""
-    able = facts.capabilities
-    if able.bwrap is not None:
-        if facts.root and not facts.setpriv:
-            return Check("confinement", Mark.FAIL, "setpriv is not installed", NEEDS_SETPRIV)
-        return Check("confinement", Mark.OK, "bubblewrap: a guest sees only what its plan shows")
-    if able.landlock:
-        gaps = "names and metadata of files, and processes, stay visible"
-        if able.landlock < _LANDLOCK_SCOPES:
-            gaps += "; signals to your processes and abstract sockets are not held"
-        reason = f"Landlock {able.landlock} and a seccomp filter ({able.bwrap_reason}): {gaps}"
-        return Check("confinement", Mark.OK, reason)
-    return Check(
-        "confinement",
-        Mark.WARN,
-        f"none: {able.bwrap_reason}, no Landlock; a guest's root could do what you can do",
-        "install bubblewrap and allow unprivileged user namespaces; "
-        "`--confine required` refuses to start without",
-    )
+    able, name = facts.capabilities, "confinement"
+    try:
+        how = choose(str(facts.confine.value), able)
+    except HypervisorError as error:
+        return Check(name, Mark.FAIL, error.cause, error.hint)
+    match how:
+        case Confinement.BUBBLEWRAP:
+            if facts.root and not facts.setpriv:
+                return Check(name, Mark.FAIL, "setpriv is not installed", NEEDS_SETPRIV)
+            return Check(name, Mark.OK, "bubblewrap: a guest sees only what its plan shows")
+        case Confinement.LANDLOCK:
+            return Check(name, Mark.OK, _landlock(able))
+        case Confinement.NONE:
+            asked_for = facts.confine.value == "off"
+            why = facts.confine.origin if asked_for else f"{able.bwrap_reason}, no Landlock"
+            remedy = "leave `confine` at auto" if asked_for else CONFINE_REMEDY
+            reason = f"none ({why}): a guest's root could do what you can do"
+            return Check(name, Mark.WARN, reason, remedy)
+        case _:
+            assert_never(how)
+
+
+CONFINE_REMEDY = (
+    "install bubblewrap and allow unprivileged user namespaces; "
+    "`--confine required` refuses to start without"
+)
+
+
+def _landlock(able: Capabilities) -> str:
+    gaps = "names and metadata of files, and processes, stay visible"
+    if able.landlock < _LANDLOCK_SCOPES:
+        gaps += "; signals to your processes and abstract sockets are not held"
+    why = f" ({able.bwrap_reason})" if able.bwrap_reason else ""
+    return f"Landlock {able.landlock} and a seccomp filter{why}: {gaps}"
+
+
+def _has_own_tmpfs(facts: Facts) -> bool:
+    """Whether bubblewrap gives the guest's memory a file system of its own."""
+    wish = facts.confine.value
+    return facts.capabilities.bwrap is not None and wish not in ("off", "landlock")
 
 
 def check_user_namespaces(facts: Facts) -> Check:
@@ -189,7 +215,7 @@ def check_memory(facts: Facts) -> Check:
 def check_memory_place(facts: Facts) -> Check:
     """Where the file with the guest's memory lies, and whether it can lie there."""
     name = "memory place"
-    if facts.capabilities.bwrap is not None:
+    if _has_own_tmpfs(facts):
         return Check(name, Mark.OK, "a private memory file system of each guest")
     path, warning = facts.memory_place
     remedy = "set TMPDIR to a memory file system that allows exec and has room, or use bubblewrap"
@@ -350,6 +376,7 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
         capabilities=capabilities.probe(env, fresh=True),
         setpriv=shutil.which("setpriv") is not None,
         user_namespaces=_user_namespaces(),
+        confine=settings["confine"],
         memory=settings["memory"],
         room=capabilities.memory(),
         memory_place=capabilities.memory_place(int(settings["memory"].value), env),

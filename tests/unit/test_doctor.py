@@ -39,6 +39,7 @@ GOOD = Facts(
     capabilities=ABLE,
     setpriv=True,
     user_namespaces="",
+    confine=Setting("auto", "default"),
     memory=Setting(512 << 20, "default"),
     room=Memory(8 * GIB, 6 * GIB, "the host"),
     memory_place=("/dev/shm", ""),
@@ -77,6 +78,13 @@ CASES: list[tuple[str, dict[str, Any], Mark, str]] = [
     ("calibration", {"lpj": None}, Mark.WARN, "not measured"),
     ("runtime", {"runtime": None, "runtime_problem": "gone\n  remedy: x"}, Mark.FAIL, "gone"),
     ("confinement", {"capabilities": UNHELD}, Mark.WARN, "not installed"),
+    ("confinement", {"confine": Setting("off", "$APPPOT_CONFINE")}, Mark.WARN, "$APPPOT_CONFINE"),
+    (
+        "confinement",
+        {"capabilities": UNHELD, "confine": Setting("required", "site")},
+        Mark.FAIL,
+        "not installed",
+    ),
     ("confinement", {"root": True, "setpriv": False}, Mark.FAIL, "setpriv"),
     ("user namespaces", {"user_namespaces": "not permitted"}, Mark.WARN, "not permitted"),
     ("memory", {"memory": Setting(9 * GIB, "--mem")}, Mark.FAIL, "9.0 GB"),
@@ -128,6 +136,8 @@ def test_landlock_says_what_it_cannot_hold() -> None:
     assert "bubblewrap is not installed" in check.reason
     assert "stay visible" in check.reason
     assert "signals" not in check.reason
+    asked = machine(confine=Setting("landlock", "--confine"))
+    assert "stay visible" in verdicts(asked)["confinement"].reason
     old = dataclasses.replace(NO_BWRAP, landlock=3)
     assert "signals" in verdicts(machine(capabilities=old))["confinement"].reason
 
