@@ -204,8 +204,10 @@ def _cow(head: bytes, size: int, name: str) -> Probed | None:
     _check_length(name, "COW", size, 16)
     (version,) = struct.unpack_from(order + "I", head, 4)
     # Versions 1 and 2 hold the name in 256 and 4096 bytes right behind the version; version 3
-    # has time, size, sector size, alignment and format (28 bytes) between them.
-    starts = {1: (8, 256), 2: (8, 4096), 3: (36, 4096)}
+    # has time, size, sector size, alignment and format (24 bytes) between them.  Where the
+    # format (always 0) is not at 28, an old 64-bit kernel wrote 8 bytes of time instead of 4.
+    third = 32 if head[28:32] == bytes(4) else 36
+    starts = {1: (8, 256), 2: (8, 4096), 3: (third, 4096)}
     if version not in starts:
         raise ImageError(f"COW file {name!r} has unknown version {version}")
     start, length = starts[version]

@@ -66,7 +66,7 @@ def gpt(first: int, last: int) -> bytes:
 
 
 def cow(version: int, backing: bytes) -> bytes:
-    gap = bytes(28) if version == 3 else b""
+    gap = bytes(24) if version == 3 else b""
     return b"OOOM" + struct.pack(">I", version) + gap + backing.ljust(4096, b"\0")
 
 
