@@ -65,9 +65,11 @@ class Facts:
     verdicts: tuple[tuple[str, Verdict], ...]
     kernel: Kernel | None
     kernel_problem: str
+    stale_kernel: bool
     lpj: int | None
     runtime: str | None
     runtime_problem: str
+    stale_runtime: bool
     capabilities: Capabilities
     setpriv: bool
     user_namespaces: str  # why they do not work; empty where they do
@@ -115,6 +117,9 @@ def check_kernel(facts: Facts) -> Check:
     if kernel is None:
         return Check("kernel", Mark.FAIL, *_split(facts.kernel_problem))
     if kernel.tuned:
+        if facts.stale_kernel:
+            reason = f"{kernel.release}, built from another recipe than this version's"
+            return Check("kernel", Mark.WARN, reason, "bring it up to date: `apppot kernel build`")
         words = ", ".join(sorted(kernel.features))
         return Check("kernel", Mark.OK, f"{kernel.release}, the pot's own ({words})")
     reason = f"{kernel.release} is not the pot's own: slower, and it can lose data in a guest"
@@ -135,6 +140,9 @@ def check_runtime(facts: Facts) -> Check:
     """The runtime, which each guest starts from."""
     if facts.runtime is None:
         return Check("runtime", Mark.FAIL, *_split(facts.runtime_problem))
+    if facts.stale_runtime:
+        reason = "not this version's: its agent may not know what the launcher asks for"
+        return Check("runtime", Mark.WARN, reason, "bring it up to date: `apppot pot build`")
     return Check("runtime", Mark.OK, facts.runtime)
 
 
@@ -370,9 +378,11 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
         verdicts=tuple((kind.name, kind().verdict()) for kind in KNOWN),
         kernel=kernel,
         kernel_problem=kernel_problem,
+        stale_kernel=settings["kernel"].value is None and kernel is not None and _stale_kernel(),
         lpj=None if kernel is None else lpj_for(kernel),
         runtime=runtime,
         runtime_problem=runtime_problem,
+        stale_runtime=runtime is not None and _stale_runtime(),
         capabilities=capabilities.probe(env, fresh=True),
         setpriv=shutil.which("setpriv") is not None,
         user_namespaces=_user_namespaces(),
@@ -410,6 +420,27 @@ def _runtime(wanted: str | None, kernel: Kernel | None) -> tuple[str | None, str
         # Without a kernel the error speaks of that, which has a check of its own.
         known = kernel is not None
         return None, str(error) if known else f"not looked for\n  remedy: {BUILD_HINT}"
+
+
+def _stale_kernel() -> bool:
+    """Whether the pot's kernel is known to come from another recipe than this tree's."""
+    from pathlib import Path
+
+    from apppot.host.errors import BuildError
+    from apppot.host.paths import pot_home
+    from apppot.host.pot import recipes, store
+
+    entry = store.entry(Path(pot_home()), "kernel")
+    try:
+        return entry is not None and entry.get("recipe") != recipes.load_kernel().digest
+    except BuildError:  # installed without recipes
+        return False
+
+
+def _stale_runtime() -> bool:
+    from apppot.host.pot.runtime import up_to_date
+
+    return up_to_date() is False
 
 
 def _user_namespaces() -> str:

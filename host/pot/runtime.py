@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,7 +41,7 @@ def build_runtime(force: bool = False, refresh: bool = False) -> dict[str, objec
     with store.locked(cache):
         packages = _packages(recipe, refresh)
         base = _base_key(recipe, packages)
-        inputs = digest_of(IMAGE_FORMAT, base, *(f"{path}\0{text}" for path, text in agent.items()))
+        inputs = _inputs(base, agent)
         current = store.entry(home, "runtime")
         if current and current.get("inputs") == inputs and not force:
             return current
@@ -50,6 +50,23 @@ def build_runtime(force: bool = False, refresh: bool = False) -> dict[str, objec
             image = _image(recipe, tree, agent, work)
             facts: dict[str, object] = {"inputs": inputs, "size": image.stat().st_size}
             return store.publish(home, "runtime", image, facts)
+
+
+def up_to_date() -> bool | None:
+    """Whether the pot's runtime is what this tree would build; None where that is unknown."""
+    try:
+        recipe = load_runtime()
+    except BuildError:  # installed without recipes
+        return None
+    packages = _known_packages(recipe)
+    current = store.entry(Path(pot_home()), "runtime")
+    if packages is None or current is None:
+        return None
+    return current.get("inputs") == _inputs(_base_key(recipe, packages), read_agent(recipe))
+
+
+def _inputs(base: str, agent: Mapping[str, str]) -> str:
+    return digest_of(IMAGE_FORMAT, base, *(f"{path}\0{text}" for path, text in agent.items()))
 
 
 def read_agent(recipe: RuntimeRecipe) -> dict[str, str]:
@@ -63,12 +80,10 @@ def read_agent(recipe: RuntimeRecipe) -> dict[str, str]:
 
 def _packages(recipe: RuntimeRecipe, refresh: bool) -> list[Package]:
     """The exact packages: as found when this recipe was last built here, or the archive's."""
-    path = Path(cache_home()) / "runtime" / "packages.json"
-    known = read_json(str(path))
-    if known and known.get("recipe") == recipe.digest and not refresh:
-        rows = known["packages"]
-        assert isinstance(rows, list)
-        return [Package(*row) for row in rows]
+    known = None if refresh else _known_packages(recipe)
+    if known is not None:
+        return known
+    path = _packages_file()
     with Progress("package lists"):
         apt = Apt(path.parent / "apt", recipe.suites)
         apt.update()
@@ -76,6 +91,20 @@ def _packages(recipe: RuntimeRecipe, refresh: bool) -> list[Package]:
     rows = [[package.name, package.version, package.sha256] for package in packages]
     write_json(str(path), {"recipe": recipe.digest, "packages": rows})
     return packages
+
+
+def _known_packages(recipe: RuntimeRecipe) -> list[Package] | None:
+    """The packages of this recipe's last build here; None where there was none."""
+    known = read_json(str(_packages_file()))
+    if not known or known.get("recipe") != recipe.digest:
+        return None
+    rows = known["packages"]
+    assert isinstance(rows, list)
+    return [Package(*row) for row in rows]
+
+
+def _packages_file() -> Path:
+    return Path(cache_home()) / "runtime" / "packages.json"
 
 
 def _base_key(recipe: RuntimeRecipe, packages: Sequence[Package]) -> str:
