@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from apppot.host import original
 from apppot.host.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ def parsers(parser: argparse.ArgumentParser, words: str = "") -> Iterator[tuple[
 
 
 COMMANDS = dict(parsers(build_parser()))
-ALL_OPTIONS = set().union(*COMMANDS.values())
+ALL_OPTIONS = set().union(*COMMANDS.values()) | set(OPTION.findall(original.USAGE))
 
 
 def code(path: Path) -> list[str]:
@@ -101,7 +102,7 @@ def test_variables_exist() -> None:
 
 def test_variables_are_told() -> None:
     told = "\n".join(path.read_text() for path in TEXTS)
-    names = set(re.findall(r"\"(APPPOT_[A-Z_]+)\"", sources())) - {"APPPOT_IMAGE"}
+    names = set(re.findall(r"\"(APPPOT_[A-Z_]+)\"", sources()))
     assert sorted(name for name in names if name not in told) == []
 
 
