@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -132,14 +133,12 @@ def test_no_exception_looks_like_a_status_of_the_payload(
     error: Exception,
     status: int,
     said: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(argv: list[str]) -> int:
+    def fail(argv: Sequence[str]) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "dispatch", fail)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["run"])
+        cli.main(["run"], fail)
     assert stop.value.code == status
     assert said in capsys.readouterr().err
