@@ -90,9 +90,10 @@ def _start(
         stack.callback(held.release)
     private = (Shown("exchange", exchange), Shown("net", net), Shown("run", rundir.path + "/own"))
     rundir.directory("own")
-    sandbox = _sandbox(record, capabilities, rundir, private)
+    scratch = _scratch_disk(plan, rundir, stack)
+    sandbox = _sandbox(record, capabilities, rundir, private, scratch)
     place_paths(plan.job, sandbox.view)
-    _write_disks(plan, rundir)
+    _write_drive(plan, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
     helper = _network(plan, capabilities, rundir, stack)
@@ -105,7 +106,7 @@ def _start(
     vm = spawn(
         record.argv,
         output=console_write,
-        keep=(theirs.fileno(),),
+        keep=(theirs.fileno(), *([] if scratch is None else [scratch])),
         cpus=() if held is None else (held.cpu,),
         env=_environment(sandbox),
         before_exec=sandbox.before_exec,
@@ -167,7 +168,11 @@ def _log(plan: LaunchPlan, stack: contextlib.ExitStack) -> int | None:
 
 
 def _sandbox(
-    record: Run, capabilities: Capabilities, rundir: RunDir, private: Sequence[Shown]
+    record: Run,
+    capabilities: Capabilities,
+    rundir: RunDir,
+    private: Sequence[Shown],
+    scratch: int | None,
 ) -> confine.Sandbox:
     plan = record.plan
     shown = (*plan.shown, *private)
@@ -189,10 +194,35 @@ def _sandbox(
         os.symlink(os.path.abspath(item.source), place)
     own = rundir.directory("uml")
     if record.confinement is Confinement.LANDLOCK:
-        return confine.landlocked(shown, view, own, libraries=plan.kernel.libraries)
+        disks = [] if scratch is None else [Shown("", f"/proc/self/fd/{scratch}", writable=True)]
+        return confine.landlocked([*shown, *disks], view, own, libraries=plan.kernel.libraries)
     if plan.confine != "off":
         sys.stderr.write(f"apppot: warning: not confined: {capabilities.bwrap_reason}\n")
     return confine.unconfined(view, own)
+
+
+def _scratch_disk(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack) -> int | None:
+    """A sparse file on a disk for the writable layer, without a name: it is gone with the guest.
+
+    The guest's kernel opens it through its descriptor, by the link own/scratch.
+    """
+    if plan.scratch is None:
+        return None
+    place = os.environ.get("TMPDIR") or "/tmp"
+    room = os.statvfs(place)
+    if room.f_bavail * room.f_frsize < plan.scratch:
+        sys.stderr.write(f"apppot: warning: {place} has less room than --scratch asks for\n")
+    try:
+        fd = os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        os.truncate(fd, plan.scratch)
+    except OSError as error:
+        raise HypervisorError(
+            f"no scratch disk can be made in {place}: {error.strerror}",
+            "set TMPDIR to a directory on a disk with room",
+        ) from error
+    stack.callback(os.close, fd)
+    os.symlink(f"/proc/self/fd/{fd}", os.path.join(rundir.path, "own", "scratch"))
+    return fd
 
 
 def _run_directory(
@@ -219,11 +249,8 @@ def _environment(sandbox: confine.Sandbox) -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "HOME": sandbox.temporary, "TMPDIR": sandbox.temporary}
 
 
-def _write_disks(plan: LaunchPlan, rundir: RunDir) -> None:
+def _write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
     rundir.file("own/drive", drive.pack(plan.job.dump()))
-    if plan.scratch is not None:
-        path = rundir.file("scratch", b"")
-        os.truncate(path, plan.scratch)
 
 
 def _network(

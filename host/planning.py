@@ -119,7 +119,7 @@ def make_plan(
     scratch: int | None = settings["scratch"].value
     if scratch is not None:
         job.scratch = ground.devices[len(disks)].encode()
-        disks.append(Disk("scratch", writable=True))
+        disks.append(Disk("run/scratch", writable=True))
     _check_cpus(settings["cpus"], ground.kernel)
     return LaunchPlan(
         kernel=ground.kernel,

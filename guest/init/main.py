@@ -15,7 +15,7 @@ import os  # noqa: E402
 from apppot.guest import syscalls  # noqa: E402
 from apppot.guest.console import log  # noqa: E402
 from apppot.guest.init import account, mounts, network  # noqa: E402
-from apppot.guest.merge import root  # noqa: E402
+from apppot.guest.merge import root, scratch  # noqa: E402
 from apppot.guest.payload import process, session, sources  # noqa: E402
 from apppot.guest.protocol import frames  # noqa: E402
 from apppot.guest.protocol.job import Job, Layer  # noqa: E402
@@ -92,8 +92,18 @@ def _writable(point: str, layer: Layer) -> bool:
     return layer.writable or own
 
 
+def _scratch(boot: Boot) -> None:
+    if not boot.in_place:
+        scratch.mount(boot.job)
+
+
 def _generated(boot: Boot) -> None:
-    account.generate(boot.job, boot.points)
+    if not boot.job.session:
+        account.generate(boot.job, boot.points)
+        return
+    # What the session holds is the image's own now: it may have accounts of its own.
+    account.generate(boot.job, [*boot.points, scratch.UPPER])
+    scratch.refresh(root.GENERATED)
 
 
 def _merge(boot: Boot) -> None:
@@ -105,16 +115,8 @@ def _merge(boot: Boot) -> None:
         inplace.supply(root.SUPPLY, root.ROOT)
         mounts.mount_guest()
         return
-    scratch = root.mount_scratch(boot.job.scratch, _make_ext4)
-    root.merge(boot.job, boot.points, scratch)
+    root.merge(boot.points, scratch.POINT)
     mounts.mount_guest()
-
-
-def _make_ext4(device: str) -> None:
-    options = ["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1", device]
-    status = os.spawnv(os.P_WAIT, "/usr/sbin/mke2fs", ["mke2fs", "-t", "ext4", *options])
-    if status != 0:
-        raise OSError(f"mke2fs could not make a file system on {device} (status {status})")
 
 
 def _host_directories(boot: Boot) -> None:
@@ -142,6 +144,7 @@ STEPS: tuple[tuple[str, Callable[[Boot], None]], ...] = (
     ("job", _job),
     ("modules", _modules),
     ("layers", _layers),
+    ("scratch", _scratch),
     # Before the merge: what is generated is one of its layers.
     ("generated files", _generated),
     ("merge", _merge),
@@ -178,11 +181,14 @@ def _serve(boot: Boot, served: session.Session) -> None:
         boot.step = "network"
         network.bring_up(boot.job.network)
     boot.step = "payload"
-    argv, who = _command(boot), process.find_account(boot.job)
-    report = served.run(process.start(boot.job, who, argv), boot.job.tty)
+    argv, place = _command(boot), "" if boot.job.in_pot else root.ROOT
+    who = process.find_account(boot.job, place)
+    report = served.run(process.start(boot.job, who, argv, place), boot.job.tty)
     boot.step = "outputs"
     if boot.in_place:
         root.release(boot.points)
+    elif boot.job.session:
+        root.release([scratch.POINT])
     os.sync()
     served.channel.send(frames.EXIT, payload=dumps(report).encode())
     served.channel.drain()

@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from apppot.guest.protocol.job import Job, Layer
+    from apppot.guest.protocol.job import Layer
 
 WORK = "/run/apppot"
 ROOT = WORK + "/root"
@@ -247,22 +247,8 @@ def _topmost(points: list[str], path: str) -> str | None:
     return None
 
 
-def mount_scratch(scratch: bytes | None, make_ext4: Callable[[str], None]) -> str:
-    """Mount the writable layer (tmpfs, or a fresh ext4 on a blank device); its directory."""
-    point = WORK + "/scratch"
-    os.mkdir(point)
-    if scratch is None:
-        syscalls.mount("scratch", point, "tmpfs", syscalls.MS_NOATIME, "mode=0755,size=90%")
-    else:
-        make_ext4(os.fsdecode(scratch))
-        syscalls.mount(scratch, point, "ext4", syscalls.MS_NOATIME)
-    return point
-
-
-def merge(job: Job, points: list[str], scratch: str) -> None:
+def merge(points: list[str], scratch: str) -> None:
     """Stack the layers at `points` (base first) under the writable `scratch` at ROOT."""
-    for name in ("upper", "work"):
-        os.mkdir(f"{scratch}/{name}", 0o755)
     lower = [GENERATED, *reversed(points)]
     if os.path.isdir(SUPPLY):
         lower.append(SUPPLY)

@@ -162,6 +162,8 @@ class Job(_Record):
         "closed": _PLAIN,
         "layers": _PLAIN,
         "scratch": _BYTES,
+        "session": _PLAIN,
+        "in_pot": _PLAIN,
         "mounts": _PLAIN,
         "job_dir": _BYTES,
         "exchange": _BYTES,
@@ -187,6 +189,8 @@ class Job(_Record):
     closed: list[int] = []  # of 0, 1, 2: closed for the payload as they are for the caller
     layers: list[Layer] = []
     scratch: bytes | None = None  # a blank block device for the writable layer; None: tmpfs
+    session: bool = False  # what is on `scratch` is kept from run to run
+    in_pot: bool = False  # the payload is one of the pot's own programs, run in its root
     mounts: list[Mount] = []
     job_dir: bytes | None = None  # hostfs path of the job directory
     exchange: bytes | None = None  # hostfs path where chunks of stdin appear

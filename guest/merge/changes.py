@@ -1,0 +1,293 @@
+"""Saving, listing and joining changes, inside a guest.
+
+The pot's own program, run by the launcher as a job in the pot's root (`Job.in_pot`), where the
+layers are mounted below the work directory:
+
+    changes.py save OUTPUT        the writable layer as a changes file
+    changes.py list LAYER         what is in a layer, as JSON lines on stdout
+    changes.py join OUTPUT N M…   several layers of changes as one, the last on top
+    changes.py commit OUTPUT      base and changes as a new base
+
+Written as EROFS: it keeps nanoseconds, access control lists, extended attributes, hard links and
+device nodes, whiteouts among them, and is mounted as it is.  Off the boot path: imports freely.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+from apppot.guest import syscalls
+from apppot.guest.init.account import without_generated
+from apppot.guest.merge.root import WORK, find
+from apppot.guest.merge.scratch import POINT, REFRESHED, UPPER, rewrite
+
+OPAQUE = "trusted.overlay.opaque"
+# What overlayfs notes for itself; it speaks of this machine's own layers.
+_PRIVATE = ("trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.nlink")
+_JOB_ROOT = WORK + "/root/home/user/job"
+
+
+def layers() -> list[str]:
+    """The mount points of the layers, base first."""
+    numbers = sorted(int(name[5:]) for name in os.listdir(WORK) if name[5:].isdigit())
+    return [f"{WORK}/layer{number}" for number in numbers]
+
+
+def make_image(tree: str, output: str) -> None:
+    """Write `tree` as an EROFS image; the same tree gives the same bytes."""
+    uuid = "00000000-0000-4000-8000-617070706f74"
+    command = ["mkfs.erofs", "--quiet", "-zlz4", "-T0", "--preserve-mtime", "-x1", f"-U{uuid}"]
+    done = subprocess.run([*command, output, tree], capture_output=True, check=False)
+    if done.returncode != 0:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(output)
+        raise OSError(f"mkfs.erofs: {done.stderr.decode(errors='replace').strip()[-400:]}")
+
+
+# -- save ------------------------------------------------------------------------------------
+
+
+def save(output: str) -> None:
+    """Write the writable layer without what the agent generated."""
+    strip_generated(UPPER, layers())
+    for path in walk(UPPER):
+        _strip_private(path)
+    make_image(UPPER, output)
+
+
+def strip_generated(upper: str, points: list[str]) -> None:
+    """Take the caller's account lines out of the session's own account files.
+
+    The next run puts its caller's in again.
+    """
+    for path in REFRESHED:
+        own = f"{upper}/{path}"
+        if not os.path.isfile(own) or os.path.islink(own):
+            continue
+        base = find(points, path)
+        with open(own, encoding="utf-8", errors="surrogateescape") as text:
+            now = text.read()
+        before = ""
+        if base is not None:
+            with open(base, encoding="utf-8", errors="surrogateescape") as text:
+                before = text.read()
+        cleaned = f"{POINT}/cleaned"
+        with open(cleaned, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(without_generated(now, before))
+        rewrite(own, cleaned)
+        os.unlink(cleaned)
+
+
+def walk(tree: str) -> Iterator[str]:
+    """Every path in `tree`, directories before what is in them, sorted."""
+    with os.scandir(tree) as entries:
+        found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    for entry in found:
+        yield entry.path
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk(entry.path)
+
+
+def _strip_private(path: str) -> None:
+    for name in os.listxattr(path, follow_symlinks=False):
+        if name in _PRIVATE:
+            os.removexattr(path, name, follow_symlinks=False)
+
+
+# -- list ------------------------------------------------------------------------------------
+
+
+def is_whiteout(found: os.stat_result) -> bool:
+    """Whether overlayfs reads this as "nothing here"."""
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def is_opaque(path: str) -> bool:
+    """Whether overlayfs hides what lies below this directory."""
+    with contextlib.suppress(OSError):
+        return os.getxattr(path, OPAQUE, follow_symlinks=False) == b"y"
+    return False
+
+
+def describe(path: str, tree: str) -> dict[str, object]:
+    """One entry for `list`; names that are not UTF-8 come with surrogates."""
+    found = os.lstat(path)
+    entry: dict[str, object] = {
+        "path": os.path.relpath(path, tree),
+        "type": _kind(path, found),
+        "mode": stat.S_IMODE(found.st_mode),
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+        "size": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+    }
+    if stat.S_ISLNK(found.st_mode):
+        entry["target"] = os.readlink(path)
+    return entry
+
+
+def _kind(path: str, found: os.stat_result) -> str:
+    if is_whiteout(found):
+        return "deleted"
+    if stat.S_ISDIR(found.st_mode):
+        return "replaced directory" if is_opaque(path) else "directory"
+    kinds = {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo"}
+    kinds |= {stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    return kinds[stat.S_IFMT(found.st_mode)]
+
+
+def print_list(tree: str) -> None:
+    """What is in the layer at `tree`, a JSON object a line."""
+    for path in walk(tree):
+        print(json.dumps(describe(path, tree)))
+
+
+# -- join and commit -------------------------------------------------------------------------
+
+
+def join(output: str, trees: list[str]) -> None:
+    """Write the changes in `trees` as one, the last on top."""
+    target = f"{POINT}/joined"
+    os.mkdir(target)
+    for tree in trees:
+        _Overlay(tree, target).apply()
+    make_image(target, output)
+
+
+class _Overlay:
+    """Applies one tree of changes over another, by the rules of overlayfs."""
+
+    def __init__(self, source: str, target: str) -> None:
+        self.source, self.target = source, target
+        self._links: dict[tuple[int, int], str] = {}
+
+    def apply(self) -> None:
+        for path in walk(self.source):
+            self._one(path, os.path.join(self.target, os.path.relpath(path, self.source)))
+        # Attributes of directories last: filling them changes their times.
+        for path in sorted(walk(self.source), reverse=True):
+            if os.path.isdir(path) and not os.path.islink(path):
+                place = os.path.join(self.target, os.path.relpath(path, self.source))
+                copy_attributes(path, place)
+        copy_attributes(self.source, self.target)
+
+    def _one(self, path: str, place: str) -> None:
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            self._clear(place)
+            self._copy(path, place, found)
+            return
+        below = os.lstat(place) if os.path.lexists(place) else None
+        merges = below is not None and stat.S_ISDIR(below.st_mode) and not is_opaque(path)
+        if merges:
+            return
+        hides = below is not None
+        self._clear(place)
+        os.mkdir(place)
+        if hides or is_opaque(path):
+            # It replaces something of a lower layer, perhaps a directory of the base.
+            os.setxattr(place, OPAQUE, b"y")
+
+    def _clear(self, place: str) -> None:
+        if os.path.isdir(place) and not os.path.islink(place):
+            shutil.rmtree(place)
+        elif os.path.lexists(place):
+            os.unlink(place)
+
+    def _copy(self, path: str, place: str, found: os.stat_result) -> None:
+        known = self._links.get((found.st_dev, found.st_ino))
+        if known is not None:
+            os.link(known, place, follow_symlinks=False)
+            return
+        if stat.S_ISREG(found.st_mode):
+            copy_sparse(path, place)
+        elif stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink(path), place)
+        else:
+            os.mknod(place, found.st_mode, found.st_rdev)
+        copy_attributes(path, place)
+        if found.st_nlink > 1:
+            self._links[found.st_dev, found.st_ino] = place
+
+
+def copy_sparse(source: str, target: str) -> None:
+    """Copy contents; holes stay holes."""
+    with open(source, "rb") as old, open(target, "wb") as new:
+        end = os.fstat(old.fileno()).st_size
+        at = 0
+        while at < end:
+            try:
+                at = os.lseek(old.fileno(), at, os.SEEK_DATA)
+            except OSError:  # ENXIO: a hole to the end
+                break
+            stop = os.lseek(old.fileno(), at, os.SEEK_HOLE)
+            old.seek(at)
+            new.seek(at)
+            _copy_bytes(old.fileno(), new.fileno(), stop - at)
+            at = stop
+        new.truncate(end)
+
+
+def _copy_bytes(source: int, target: int, count: int) -> None:
+    os.lseek(target, os.lseek(source, 0, os.SEEK_CUR), os.SEEK_SET)
+    while count > 0:
+        done = os.sendfile(target, source, None, min(count, 1 << 24))
+        if done == 0:
+            raise OSError("a file became shorter while it was copied")
+        count -= done
+
+
+def copy_attributes(source: str, target: str) -> None:
+    """Owner, mode, extended attributes (capabilities and access lists among them) and times."""
+    found = os.lstat(source)
+    os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
+    for name in os.listxattr(source, follow_symlinks=False):
+        if name not in _PRIVATE:
+            value = os.getxattr(source, name, follow_symlinks=False)
+            os.setxattr(target, name, value, follow_symlinks=False)
+    if not stat.S_ISLNK(found.st_mode):
+        os.chmod(target, stat.S_IMODE(found.st_mode))
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
+
+
+def commit(output: str) -> None:
+    """Write base and changes as one image, without what the agent adds."""
+    place = f"{WORK}/committed"
+    os.mkdir(place)
+    points = layers()
+    if len(points) == 1:
+        raise OSError("there are no changes to commit")
+    # Neither the generated layer nor the writable one: only what images hold.
+    lower = ":".join(reversed(points))
+    syscalls.mount("apppot", place, "overlay", syscalls.MS_RDONLY, f"lowerdir={lower}")
+    make_image(place, output)
+
+
+_ACTIONS: dict[str, Callable[[list[str]], None]] = {
+    "save": lambda rest: save(f"{_JOB_ROOT}/{rest[0]}"),
+    "list": lambda rest: print_list(layers()[int(rest[0])]),
+    "join": lambda rest: join(f"{_JOB_ROOT}/{rest[0]}", [layers()[int(n)] for n in rest[1:]]),
+    "commit": lambda rest: commit(f"{_JOB_ROOT}/{rest[0]}"),
+}
+
+
+def main(words: list[str]) -> int:
+    """Do what `words` say; errors are one line on stderr and status 1."""
+    try:
+        action, *rest = words
+        _ACTIONS[action](rest)
+    except (OSError, ValueError, LookupError) as error:
+        sys.stderr.write(f"changes: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
