@@ -86,7 +86,7 @@ class Payload:
 def start(job: Job, account: Account, argv: list[bytes], root: str = ROOT) -> Payload:
     """Start `argv` in the merged root and return once its exec has succeeded or failed."""
     failed_read, failed_write = os.pipe()  # close-on-exec: end of file means that exec worked
-    ours, theirs = _terminal(job, account, root) if job.tty else _pipes()
+    ours, theirs = _terminal(job, account, root) if job.tty else _pipes(account)
     pid = os.fork()
     if pid == 0:
         become_payload(job, account, argv, root, theirs, job.tty, failed_write)
@@ -112,12 +112,15 @@ def failure(report: bytes) -> tuple[int, str, bool]:
     return number, report[_REPORT.size :].decode("utf-8", "replace"), executing
 
 
-def _pipes() -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def _pipes(account: Account) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     stdin_read, stdin_write = os.pipe()
     stdout_read, stdout_write = os.pipe()
     stderr_read, stderr_write = os.pipe()
     for fd in (stdin_write, stdout_read):
         fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
+    # A script's `>/dev/stderr` opens it anew, which only its owner may.
+    for fd in (stdin_read, stdout_write, stderr_write):
+        os.fchown(fd, account.uid, account.gid)
     return (stdin_write, stdout_read, stderr_read), (stdin_read, stdout_write, stderr_write)
 
 
