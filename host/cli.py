@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": ("image", "build, import and list images"),
     "kernel": ("kernel", "build the guest kernel"),
     "pot": ("pot", "build, export and import the pot (kernel and runtime)"),
+    "session": ("session", "list, delete and enlarge sessions"),
     "timeline": ("timeline", "show where the time of a run went"),
     "completion": ("completion", "print a shell completion script"),
 }

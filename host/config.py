@@ -33,6 +33,7 @@ class Rule:
     variable: str | None
     default: Any
     parse: Callable[[str], Any]
+    option: str = ""  # where it is not --NAME
 
 
 def _memory(text: str) -> int:
@@ -55,8 +56,8 @@ def _count(text: str) -> int:
 
 
 RULES: dict[str, Rule] = {
-    "image": Rule("APPPOT_IMAGE", None, str),
-    "memory": Rule("APPPOT_MEM", DEFAULT_MEMORY, _memory),
+    "image": Rule("APPPOT_IMAGE", None, str, "IMAGE"),
+    "memory": Rule("APPPOT_MEM", DEFAULT_MEMORY, _memory, "--mem"),
     "cpus": Rule("APPPOT_CPUS", 1, _count),
     "kernel": Rule("APPPOT_KERNEL", None, str),
     "hypervisor": Rule("APPPOT_HYPERVISOR", "auto", _choice("auto", "uml", "kvm", "xen", "qemu")),
@@ -151,7 +152,7 @@ def _resolve_one(
     toml: list[tuple[str, dict[str, Any]]],
 ) -> Setting:
     if options.get(name) is not None:
-        return _parsed(rule, options[name], f"--{name.replace('_', '-')}")
+        return _parsed(rule, options[name], rule.option or f"--{name.replace('_', '-')}")
     if rule.variable is not None and env.get(rule.variable):
         return _parsed(rule, env[rule.variable], f"${rule.variable}")
     batch = _BATCH[name](env) if name in _BATCH else None

@@ -119,7 +119,7 @@ def _start(
     record.console = Console(console_read, _log(plan, stack))
     if tty is not None:
         tty.raw()
-    return _relay(record, ours.fileno(), vm, exchange, tty, helper, read_stdin)
+    return _relay(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin)
 
 
 def _relay(
@@ -127,6 +127,7 @@ def _relay(
     channel: int,
     vm: Child,
     exchange: str,
+    net: str,
     tty: terminal.Terminal | None,
     helper: int | None,
     read_stdin: bool,
@@ -145,7 +146,14 @@ def _relay(
         time_limit=plan.time_limit,
         helper=helper,
         vm_is_stopped=lambda: any_stopped(vm.pid),
+        on_network_up=lambda: _forward(plan, net),
     )
+
+
+def _forward(plan: LaunchPlan, net: str) -> None:
+    """Open the plan's ports: the helper takes orders only once the guest is connected."""
+    for host_port, guest_port in plan.forwards:
+        network.forward(net, host_port, guest_port)
 
 
 def _terminal(plan: LaunchPlan, stack: contextlib.ExitStack) -> terminal.Terminal | None:
@@ -280,8 +288,6 @@ def _network(
             sandbox = confine.unconfined(rundir.path, rundir.path)
     child, ready = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
     stack.callback(child.kill)
-    for host_port, guest_port in plan.forwards:
-        network.forward(place.source, host_port, guest_port)
     return ready
 
 

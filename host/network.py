@@ -52,7 +52,10 @@ def forward(directory: str, host_port: int, guest_port: int) -> None:
             "guest_port": guest_port,
         },
     }
-    answer = _ask(os.path.join(directory, _API), request)
+    try:
+        answer = _ask(os.path.join(directory, _API), request)
+    except (OSError, ValueError) as error:
+        raise HypervisorError(f"the network helper takes no orders: {error}") from error
     if "error" in answer:
         raise HypervisorError(
             f"port {host_port} cannot be forwarded: {answer['error']}",

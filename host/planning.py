@@ -55,6 +55,7 @@ class Request:
     read_stdin: bool = True
     forwards: tuple[tuple[int, int], ...] = ()
     run_scripts: bool = False
+    session_disk: str | None = None  # the writable layer, kept from run to run
     shell: bool = False  # a login shell, whatever the image's default command
     # UML copy-on-write file, its backing image, and where the file system starts in that (bytes)
     cow: tuple[str, str, int] | None = None
@@ -106,7 +107,7 @@ def make_plan(
         raise UsageError(
             f"{memory >> 20} MB of memory are too little for a guest", "ask for 64M or more: --mem"
         )
-    network, warnings = _network(settings["network"], ground)
+    network, warnings = _network(settings["network"], request, ground)
     disks, shown, layers = _file_systems(request, ground)
     shown += [Shown("kernel", ground.kernel.path), Shown("runtime", ground.runtime)]
     mounts = _binds(request.binds, shown)
@@ -117,7 +118,13 @@ def make_plan(
     job = _job(request, settings, caller, ground)
     job.layers, job.mounts, job.network = layers, mounts, network
     scratch: int | None = settings["scratch"].value
-    if scratch is not None:
+    if request.session_disk is not None:
+        if scratch is not None:
+            raise UsageError("a session has a disk of its own", "leave out --scratch")
+        job.scratch, job.session = ground.devices[len(disks)].encode(), True
+        shown.append(Shown("session", request.session_disk, writable=True))
+        disks.append(Disk("session", writable=True))
+    elif scratch is not None:
         job.scratch = ground.devices[len(disks)].encode()
         disks.append(Disk("run/scratch", writable=True))
     _check_cpus(settings["cpus"], ground.kernel)
@@ -148,13 +155,17 @@ def _check_cpus(cpus: Setting, kernel: KernelChoice) -> None:
         )
 
 
-def _network(setting: Setting, ground: Ground) -> tuple[Network | None, list[str]]:
+def _network(
+    setting: Setting, request: Request, ground: Ground
+) -> tuple[Network | None, list[str]]:
     if setting.value == "none":
+        if request.forwards:
+            raise UsageError("--publish needs a network", "leave out --network none")
         return None, []
     if setting.value != "user":
         raise UsageError(f"{setting.origin}: unknown network {setting.value!r}", "user or none")
     if ground.slirp is not None:
-        return Network(), []
+        return Network(confirm=bool(request.forwards)), []
     if setting.origin == "default":
         return None, ["no network: slirp4netns is not installed (--network none says it is meant)"]
     raise UsageError(
@@ -183,7 +194,8 @@ def _file_systems(request: Request, ground: Ground) -> tuple[list[Disk], list[Sh
 
 
 def _layer(image: Image, device: str) -> Layer:
-    fstype = "ext4" if image.format is ImageFormat.RAW else str(image.format)
+    inside = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
+    fstype = inside.get(image.format, str(image.format))
     return Layer(source=device.encode(), fstype=fstype, offset=image.probed.offset)
 
 

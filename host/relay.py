@@ -156,10 +156,12 @@ class Relay:
         time_limit: float | None,
         helper: int | None,
         vm_is_stopped: Callable[[], bool],
+        on_network_up: Callable[[], object],
     ) -> None:
         self._channel, self._vm, self._console = channel, vm, console
         self._source, self._sinks, self._tty = source, sinks, tty
         self._helper, self._vm_is_stopped = helper, vm_is_stopped
+        self._on_network_up = on_network_up
         self._hello_timeout = hello_timeout
         self._time_limit = time_limit
         self._decoder = frames.Decoder(frames.GUEST_TYPES)
@@ -310,6 +312,9 @@ class Relay:
             self._source.stop()
         elif kind == frames.HELLO:
             self._hello(json.loads(payload))
+        elif kind == frames.NETWORK_UP:
+            self._on_network_up()
+            self._send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
         elif kind == frames.STARTED:
             self._mark("payload")
             self._started = True

@@ -180,6 +180,9 @@ def _serve(boot: Boot, served: session.Session) -> None:
     if boot.job.network is not None:
         boot.step = "network"
         network.bring_up(boot.job.network)
+        if boot.job.network.confirm:
+            served.channel.send(frames.NETWORK_UP, payload=b"{}")
+            served.wait_for_go()
     boot.step = "payload"
     argv, place = _command(boot), "" if boot.job.in_pot else root.ROOT
     who = process.find_account(boot.job, place)

@@ -19,11 +19,10 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from apppot.guest import syscalls
+from apppot.guest import syscalls, tools
 from apppot.guest.init.account import without_generated
 from apppot.guest.merge.root import WORK, find
 from apppot.guest.merge.scratch import POINT, REFRESHED, UPPER, rewrite
@@ -43,12 +42,13 @@ def layers() -> list[str]:
 def make_image(tree: str, output: str) -> None:
     """Write `tree` as an EROFS image; the same tree gives the same bytes."""
     uuid = "00000000-0000-4000-8000-617070706f74"
-    command = ["mkfs.erofs", "--quiet", "-zlz4", "-T0", "--preserve-mtime", "-x1", f"-U{uuid}"]
-    done = subprocess.run([*command, output, tree], capture_output=True, check=False)
-    if done.returncode != 0:
+    options = ["--quiet", "-zlz4", "-T0", "--preserve-mtime", "-x1", f"-U{uuid}"]
+    try:
+        tools.run("/usr/bin/mkfs.erofs", *options, output, tree)
+    except OSError:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(output)
-        raise OSError(f"mkfs.erofs: {done.stderr.decode(errors='replace').strip()[-400:]}")
+        raise
 
 
 # -- save ------------------------------------------------------------------------------------

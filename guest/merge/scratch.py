@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 
-from apppot.guest import syscalls
+from apppot.guest import syscalls, tools
 from apppot.guest.merge.root import WORK, map_owner
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
@@ -43,10 +43,10 @@ def _mount_disk(device: str, session: bool) -> None:
     if not (session and _has_file_system(device)):
         # What nobody keeps needs no journal.
         journal = () if session else ("-O", "^has_journal")
-        _tool("mke2fs", "-q", "-F", "-t", "ext4", *journal, device)
+        tools.run("/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", *journal, device)
     syscalls.mount(device, POINT, "ext4", syscalls.MS_NOATIME)
     if session and _has_grown(device):
-        _tool("resize2fs", device)
+        tools.run("/usr/sbin/resize2fs", device)
 
 
 def _has_grown(device: str) -> bool:
@@ -68,13 +68,6 @@ def _device_bytes(device: str) -> int:
     with open(device, "rb") as disk:
         (size,) = struct.unpack("<Q", fcntl.ioctl(disk, _BLKGETSIZE64, bytes(8)))
     return int(size)
-
-
-def _tool(name: str, *arguments: str) -> None:
-    """Run one of the pot's file system tools.  Raises OSError when it fails."""
-    status = os.spawnv(os.P_WAIT, f"/usr/sbin/{name}", [name, *arguments])
-    if status != 0:
-        raise OSError(f"{name} failed on {arguments[-1]} (status {status})")
 
 
 # Of the generated files, those that a program in the session replaces with its own version.

@@ -232,6 +232,7 @@ class Session:
         """Return when the launcher says GO; it alone decides that this guest runs the payload."""
         while not self._go:
             self._turn()
+        self._go = False
 
     def run(self, payload: process.Payload, tty: bool) -> dict[str, Any]:
         """Carry the payload's streams to its end; returns what EXIT says, not yet sent."""

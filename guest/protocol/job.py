@@ -134,13 +134,16 @@ class Mount(_Record):
 class Network(_Record):
     """The guest's interface; addresses as dotted quads."""
 
-    FIELDS = dict.fromkeys(("device", "address", "prefix", "gateway", "dns", "mtu"), _PLAIN)
+    FIELDS = dict.fromkeys(
+        ("device", "address", "prefix", "gateway", "dns", "mtu", "confirm"), _PLAIN
+    )
     device: str = "vec0"
     address: str = "10.0.2.100"
     prefix: int = 24
     gateway: str = "10.0.2.2"
     dns: str = "10.0.2.3"
     mtu: int = 1500
+    confirm: bool = False  # the launcher has something to do once the interface is up
 
 
 class Job(_Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -66,7 +67,7 @@ def _boot(memory: str | None) -> tuple[Check, list[Step]]:
     asked = [] if memory is None else ["--mem", memory]
     args = build_parser("run").parse_args(["run", *asked, *_BOOT])
     try:
-        prepared = Prepared(args)
+        prepared = Prepared(args, contextlib.ExitStack())
         record = launch.run(
             prepared.plan, prepared.hypervisor, prepared.capabilities, read_stdin=False
         )

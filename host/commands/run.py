@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from apppot.host.errors import UsageError
@@ -38,6 +40,7 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     add("--mem", dest="memory", metavar="SIZE", help="guest memory (default 512M)")
     add("--cpus", metavar="N", help="guest CPUs (default 1)")
     add("--scratch", metavar="SIZE", help="put the writable layer on a sparse disk file")
+    add("--session", metavar="NAME", help="keep what is written under this name (made if new)")
     add("--time", metavar="DURATION", help="time limit, like 90s, 5m, 2h, 01:30:00")
     add("--network", metavar="KIND", help="user (default: outbound only) or none")
     add(
@@ -90,15 +93,16 @@ def main(args: argparse.Namespace) -> int:
             "a GPU of the host cannot be reached from a virtual machine of AppPot",
             "run on the CPU, or use a container where the site offers one",
         )
-    prepared = Prepared(args)
-    if args.explain:
-        from apppot.host.explain import explain
+    with contextlib.ExitStack() as stack:
+        prepared = Prepared(args, stack)
+        if args.explain:
+            from apppot.host.explain import explain
 
-        explain(prepared, sys.stdout, as_json=args.json)
-        return 0
-    record = launch.run(
-        prepared.plan, prepared.hypervisor, prepared.capabilities, prepared.request.read_stdin
-    )
+            explain(prepared, sys.stdout, as_json=args.json)
+            return 0
+        record = launch.run(
+            prepared.plan, prepared.hypervisor, prepared.capabilities, prepared.request.read_stdin
+        )
     return _report(record, args)
 
 
@@ -122,9 +126,12 @@ def _report(record: Run, args: argparse.Namespace) -> int:
 
 
 class Prepared:
-    """A command line made into a plan: settings, image, capabilities, plan."""
+    """A command line made into a plan: settings, image, capabilities, plan.
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    What the plan holds (a session) is released with `stack`.
+    """
+
+    def __init__(self, args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         from apppot.host import capabilities, config, paths, planning
         from apppot.host.caller import Caller
         from apppot.host.hypervisor import choose
@@ -138,9 +145,25 @@ class Prepared:
         self.caller = Caller.of_this_process()
         tty = wants_terminal(args, self.caller.terminals)
         self.request: Request = _request(args, tty)
+        if getattr(args, "session", None) is not None:
+            disk = hold_session(args.session, args.image, self.request.image, stack)
+            self.request = replace(self.request, session_disk=disk)
         check_memory(self.settings["memory"])
         self.ground: Ground = _ground(self)
         self.plan = planning.make_plan(self.request, self.settings, self.caller, self.ground)
+
+
+def hold_session(
+    name: str, reference: str, image: Image | None, stack: contextlib.ExitStack
+) -> str:
+    """The disk of session `name`, made if it is new and held until `stack` closes."""
+    from apppot.host import sessions
+
+    base = "host" if image is None else image.digest or os.path.realpath(image.path)
+    session = sessions.find(name) or sessions.create(name, reference, base)
+    sessions.check_base(session, base)
+    stack.enter_context(sessions.held(session))
+    return session.disk
 
 
 def wants_terminal(args: argparse.Namespace, terminals: tuple[int, ...]) -> bool:
