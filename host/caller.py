@@ -23,7 +23,6 @@ class Caller:
     groups: tuple[tuple[int, str], ...]  # supplementary, with the names that /etc/group gives
     umask: int
     rlimits: dict[str, list[int]]
-    directory: str
     env: dict[bytes, bytes]
     localtime: bytes | None
     closed: tuple[int, ...]  # of 0, 1, 2: not open
@@ -38,7 +37,6 @@ class Caller:
             groups=_groups(),
             umask=_umask(),
             rlimits={name: _limit(name) for name in _LIMITS},
-            directory=os.getcwd(),
             env=dict(os.environb),
             localtime=_localtime(),
             closed=CLOSED,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import sys
 import time
@@ -80,6 +81,7 @@ def _start(
     stack: contextlib.ExitStack,
 ) -> Relay:
     plan = record.plan
+    _check_file_size(plan)
     tty = _terminal(plan, stack)
     rundir = _run_directory(plan, capabilities, tty)
     stack.callback(rundir.remove)
@@ -154,6 +156,17 @@ def _forward(plan: LaunchPlan, net: str) -> None:
     """Open the plan's ports: the helper takes orders only once the guest is connected."""
     for host_port, guest_port in plan.forwards:
         network.forward(net, host_port, guest_port)
+
+
+def _check_file_size(plan: LaunchPlan) -> None:
+    """The guest's memory is a file, for which a soft limit can be lifted, a hard one not."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    need = max(plan.memory, plan.scratch or 0)
+    if hard != resource.RLIM_INFINITY and hard < need:
+        raise HypervisorError(
+            f"files may have {hard >> 10} KB here (ulimit -f), the guest needs {need >> 10} KB",
+            "raise the hard limit on the size of files, or ask for less memory with --mem",
+        )
 
 
 def _terminal(plan: LaunchPlan, stack: contextlib.ExitStack) -> terminal.Terminal | None:

@@ -27,7 +27,7 @@ while read -r word; do
     [ "$word" = done ] && exit
     groups="$groups -$word"
 done
-[ -n "$groups" ] && kill -KILL -- $groups
+for group in $groups; do kill -s KILL -- "$group"; done
 [ -n "$2" ] && stty "$2" <&3
 for attempt in 1 2 3 4 5 6 7 8; do
     rm -rf -- "$1" && exit

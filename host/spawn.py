@@ -16,6 +16,13 @@ from apppot.host.errors import HypervisorError
 
 _PR_SET_PDEATHSIG = 1
 _OPEN_MAX = 1 << 30
+_LIFTED = (
+    resource.RLIMIT_NOFILE,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_AS,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_CPU,
+)
 
 
 class Child:
@@ -125,9 +132,11 @@ def _prepare(output: int, cpus: Iterable[int]) -> None:
     if allowed:
         os.sched_setaffinity(0, allowed)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # hostfs keeps a descriptor per cached file.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The caller's limits are the payload's, in the guest; here they would hit its machine: the
+    # memory file, the address space of the guest kernel, a descriptor per cached file of hostfs.
+    for limit in _LIFTED:
+        _, hard = resource.getrlimit(limit)
+        resource.setrlimit(limit, (hard, hard))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

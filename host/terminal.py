@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import termios
+from typing import Any
 
 
 def is_terminal(fd: int) -> bool:
@@ -52,12 +53,16 @@ class Terminal:
             termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN
         )
         attributes[6][termios.VMIN], attributes[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self.fd, termios.TCSANOW, attributes)
+        self._set(attributes)
 
     def restore(self) -> None:
-        """Put it back as it was; a terminal that is gone needs nothing."""
+        """Put it back as it was."""
+        self._set(self._saved)
+
+    def _set(self, attributes: list[Any]) -> None:
+        """Change the settings; a terminal that is gone needs nothing."""
         try:
-            termios.tcsetattr(self.fd, termios.TCSANOW, self._saved)
+            termios.tcsetattr(self.fd, termios.TCSANOW, attributes)
         except termios.error:
             pass
 

@@ -130,7 +130,8 @@ def _probed(path: str) -> Kernel:
     try:
         stat = os.stat(path)
     except OSError as error:
-        raise PotError(f"the kernel {path} cannot be used: {error.strerror}") from error
+        hint = "name a User-Mode Linux kernel with --kernel, or leave it out for the pot's own"
+        raise PotError(f"the kernel {path} cannot be used: {error.strerror}", hint) from error
     name = probe_key(os.path.realpath(path), stat.st_mtime_ns, stat.st_size)
     cached = os.path.join(cache_home(), "kernels", name)
     facts = read_json(cached)
