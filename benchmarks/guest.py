@@ -7,6 +7,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -64,6 +65,8 @@ def whole_programs(given: Bench) -> list[Row]:
     folder.mkdir()
     python = programs.find_python()  # the same for host, proot and guest
     cases = programs.make_input(str(folder), python)
+    if absent := [case for case in programs.CASES if case not in cases]:
+        print(f"not installed, so not measured: {', '.join(absent)}", file=sys.stderr)
     shutil.copy(HERE / "programs.py", folder)
     words = [python, "programs.py", ".", *cases]
     guest = apppot_run("host", *words, options=("--mem", "2G", "--network", "none"))
