@@ -37,7 +37,9 @@ def parse_duration(text: str) -> float:
 
 
 def _clock(text: str) -> float:
-    days, _, rest = text.rpartition("-")
+    days, dash, rest = text.rpartition("-")
+    if dash and not days.isdigit():
+        raise ValueError(text)
     seconds = 0.0
     for part in rest.split(":"):
         seconds = seconds * 60 + float(part)

@@ -1,0 +1,189 @@
+"""From a request to a plan to the hypervisor's words: golden, without starting anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apppot.guest.protocol.job import Job
+from apppot.host import config, planning
+from apppot.host.caller import Caller
+from apppot.host.commands import run
+from apppot.host.errors import UsageError
+from apppot.host.hypervisor.uml import Uml
+from apppot.host.images.probe import ImageFormat, Probed
+from apppot.host.images.store import Image
+from apppot.host.plan import KernelChoice, LaunchPlan
+
+CALLER = Caller(
+    uid=1234,
+    gid=100,
+    groups=((2000, "lab"),),
+    umask=0o027,
+    rlimits={"NOFILE": [1024, 4096]},
+    env={b"LANG": b"C.UTF-8", b"PATH": b"/opt/bin:/bin", b"HOME": b"/h", b"SSH_TTY": b"x"},
+    localtime=b"TZif",
+    closed=(),
+    terminals=(),
+)
+KERNEL = KernelChoice(
+    path="/pot/linux",
+    release="7.2.12",
+    digest="d",
+    tuned=True,
+    features=frozenset(("seccomp", "ncpus")),
+    lpj=29581312,
+)
+GROUND = planning.Ground(
+    kernel=KERNEL,
+    modules=None,
+    runtime="/pot/runtime.ext4",
+    slirp="/usr/bin/slirp4netns",
+    rows=24,
+    columns=80,
+    job_directory="/work/a job",
+    devices=Uml.devices,
+    confine="auto",
+    mapped=False,
+)
+PROBED = Probed(ImageFormat.SQUASHFS, 4096)
+IMAGE = Image("/images/base.squashfs", ImageFormat.SQUASHFS, None, None, PROBED)
+COMMAND = (b"echo", b"\xff two")
+
+
+def settings(**options: Any) -> dict[str, config.Setting]:
+    return config.resolve(options, {})
+
+
+def plan(
+    request: planning.Request | None = None, ground: planning.Ground = GROUND, **options: Any
+) -> LaunchPlan:
+    request = request or planning.Request(IMAGE, COMMAND)
+    return planning.make_plan(request, settings(**options), CALLER, ground)
+
+
+def argv(made: LaunchPlan) -> list[str]:
+    return Uml().argv(made, "/view", "/tmp", 9)
+
+
+def test_golden_argv() -> None:
+    assert argv(plan()) == [
+        "/view/kernel", "mem=524288K",
+        "ubd0rsc=/view/runtime", "ubd1rsc=/view/run/drive", "ubd2rsc=/view/image0",
+        "root=/dev/ubda", "ro", "rootfstype=ext4", "init=/sbin/apppot-init",
+        "con=null", "con0=null,fd:2", "ssl0=fd:9", "ssl=null", "uml_dir=/tmp/", "umid=vm",
+        "vec0:transport=bess,dst=/view/net/bess.sock,depth=64,gro=1,mtu=1500",
+        "seccomp=on", "lpj=29581312", "apppot.drive=/dev/ubdb", "apppot.channel=/dev/ttyS0",
+    ]  # fmt: skip
+
+
+def test_golden_argv_of_a_stock_kernel() -> None:
+    stock = replace(KERNEL, tuned=False, features=frozenset(), lpj=None)
+    words = argv(plan(ground=replace(GROUND, kernel=stock), network="none", memory="64M"))
+    assert words == [
+        "/view/kernel", "mem=65536K",
+        "ubd0rsc=/view/runtime", "ubd1rsc=/view/run/drive", "ubd2rsc=/view/image0",
+        "root=/dev/ubda", "ro", "rootfstype=ext4", "init=/sbin/apppot-init",
+        "con=null", "con0=null,fd:2", "ssl0=fd:9", "ssl=null", "uml_dir=/tmp/", "umid=vm",
+        "apppot.drive=/dev/ubdb", "apppot.channel=/dev/ttyS0",
+    ]  # fmt: skip
+
+
+def test_cpus() -> None:
+    assert "ncpus=2" in argv(plan(cpus="2"))
+    stock = replace(KERNEL, features=frozenset())
+    with pytest.raises(UsageError, match="one CPU"):
+        plan(ground=replace(GROUND, kernel=stock), cpus="2")
+
+
+def test_job() -> None:
+    job = plan().job
+    assert job.argv == list(COMMAND)
+    assert job.env == {b"LANG": b"C.UTF-8"}
+    assert (job.uid, job.gid, job.umask) == (1234, 100, 0o027)
+    assert job.groups == [[2000, "lab"]]
+    assert job.rlimits == {"NOFILE": [1024, 4096]}
+    assert job.localtime == b"TZif"
+    assert (job.job_dir, job.cwd, job.tty) == (b"job", None, False)
+    assert [(layer.source, layer.fstype) for layer in job.layers] == [(b"/dev/ubdc", "squashfs")]
+    assert Job.load(job.dump()) == job
+
+
+def test_shown() -> None:
+    shown = {item.name: (item.source, item.writable) for item in plan().shown}
+    assert shown["job"] == ("/work/a job", True)
+    assert shown["kernel"] == ("/pot/linux", False)
+    assert shown["runtime"] == ("/pot/runtime.ext4", False)
+    assert shown["image0"] == ("/images/base.squashfs", False)
+    assert [name for name, (_, writable) in shown.items() if writable] == ["job"]
+
+
+def test_no_job_directory() -> None:
+    made = plan(ground=replace(GROUND, job_directory=None))
+    assert made.job.job_dir is None
+    assert not [item for item in made.shown if item.writable]
+
+
+def test_host_image() -> None:
+    made = plan(planning.Request(None, COMMAND))
+    (layer,) = made.job.layers
+    assert (layer.source, layer.fstype) == (b"host", "hostfs")
+    assert {"home", "root", "tmp", "run"} <= set(layer.hidden)
+    assert made.job.search_path == b"/opt/bin:/bin"
+
+
+def test_too_little_memory() -> None:
+    with pytest.raises(UsageError, match="too little"):
+        plan(memory="63M")
+
+
+def test_no_helper_is_a_warning_by_default_and_an_error_when_asked_for() -> None:
+    alone = replace(GROUND, slirp=None)
+    assert "slirp4netns" in plan(ground=alone).warnings[0]
+    assert not plan(ground=alone).network
+    with pytest.raises(UsageError, match="slirp4netns"):
+        plan(ground=alone, network="user")
+
+
+def test_place_paths() -> None:
+    job = plan(planning.Request(None, COMMAND)).job
+    planning.place_paths(job, "/view")
+    assert (job.job_dir, job.exchange) == (b"/view/job", b"/view/exchange")
+    assert job.layers[0].source == b"/view/host"
+
+
+def test_bind(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert run.parse_bind(f"{tmp_path}:/data") == planning.Bind(
+        str(tmp_path), "/data", False, False
+    )
+    assert run.parse_bind(f"{file}:/etc/x/:ro") == planning.Bind(str(file), "/etc/x", True, True)
+    assert run.parse_bind(str(tmp_path)) == planning.Bind(
+        str(tmp_path), str(tmp_path), False, False
+    )
+    assert run.parse_bind(f"{tmp_path}:/a:b:rw").target == "/a:b"
+
+
+@pytest.mark.parametrize("text", ["/no/such:/data", "/etc:data", "/etc:"])
+def test_bad_bind(text: str) -> None:
+    if text == "/etc:":
+        assert run.parse_bind(text).target == "/etc"
+        return
+    with pytest.raises(UsageError):
+        run.parse_bind(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"), [("8080:80", (8080, 80)), ("80", (80, 80)), ("65535:1", (65535, 1))]
+)
+def test_forward(text: str, ports: tuple[int, int]) -> None:
+    assert run.parse_forward(text) == ports
+
+
+@pytest.mark.parametrize("text", ["", ":", "0:1", "1:65536", "x:1", "1:-1", "1:2:3"])
+def test_bad_forward(text: str) -> None:
+    with pytest.raises(UsageError):
+        run.parse_forward(text)
