@@ -55,6 +55,7 @@ class Request:
     read_stdin: bool = True
     forwards: tuple[tuple[int, int], ...] = ()
     run_scripts: bool = False
+    in_pot: bool = False  # the command is the pot's own program
     session_disk: str | None = None  # the writable layer, kept from run to run
     shell: bool = False  # a login shell, whatever the image's default command
     # UML copy-on-write file, its backing image, and where the file system starts in that (bytes)
@@ -254,6 +255,7 @@ def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, grou
         umask=caller.umask,
         rlimits=caller.rlimits,
         tty=request.tty,
+        in_pot=request.in_pot,
         rows=ground.rows,
         columns=ground.columns,
         closed=[] if request.tty else _closed(caller, request),
@@ -284,6 +286,8 @@ def _closed(caller: Caller, request: Request) -> list[int]:
 
 
 def _directory(request: Request, ground: Ground) -> bytes | None:
+    if request.in_pot:
+        return b"/"
     if request.workdir is not None:
         start = JOB_DIR if ground.job_directory is not None else HOME
         return os.fsencode(os.path.join(start, request.workdir))

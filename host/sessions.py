@@ -29,12 +29,16 @@ class SessionError(ApppotError):
 
 @dataclass(frozen=True)
 class Session:
-    """What is known about a session.  `base` is the image's digest, or its path without one."""
+    """What is known about a session.
+
+    `base` is the image's digest, and behind a + those of changes over it; "host" for that image.
+    """
 
     name: str
     image: str
     base: str
     created: str
+    changes: tuple[str, ...] = ()  # files that lie between the image and it, lowest first
 
     @property
     def folder(self) -> str:
@@ -73,7 +77,7 @@ def find(name: str) -> Session | None:
             value = json.load(file)
         if value.pop("version") != _VERSION:
             raise ValueError("another version of AppPot made it")
-        return Session(**value)
+        return Session(**{**value, "changes": tuple(value["changes"])})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -99,7 +103,9 @@ def list_sessions() -> list[Session]:
     return [session for session in found if session is not None]
 
 
-def create(name: str, image: str, base: str, size: int = DEFAULT_SIZE) -> Session:
+def create(
+    name: str, image: str, base: str, changes: tuple[str, ...] = (), size: int = DEFAULT_SIZE
+) -> Session:
     """Make a session of `size` bytes at most, for the image `image` with digest `base`.
 
     A session appears whole or not at all.
@@ -107,7 +113,8 @@ def create(name: str, image: str, base: str, size: int = DEFAULT_SIZE) -> Sessio
     check_name(name)
     if size < _LEAST_SIZE:
         raise UsageError(f"a session of {size >> 20} MB is too small", "64M or more")
-    session = Session(name, image, base, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    session = Session(name, image, base, now, changes)
     os.makedirs(home(), mode=0o700, exist_ok=True)
     making = os.path.join(home(), f".{name}.{os.getpid()}")
     os.mkdir(making, 0o700)

@@ -76,7 +76,7 @@ def _layers(boot: Boot) -> None:
     boot.points = root.mount_layers(layers)
     # Only a single image can be written to in place: over one with changes lies a merge.
     boot.in_place = len(layers) == 1 and _writable(boot.points[0], layers[0])
-    if boot.job.uid:
+    if boot.job.uid and not boot.job.in_pot:
         pairs = zip(boot.points, layers)
         images = [point for point, layer in pairs if layer.fstype != "hostfs"]
         root.map_owner(images, boot.job.uid, boot.job.gid)

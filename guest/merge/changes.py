@@ -40,9 +40,9 @@ def layers() -> list[str]:
 
 
 def make_image(tree: str, output: str) -> None:
-    """Write `tree` as an EROFS image; the same tree gives the same bytes."""
+    """Write `tree` as an EROFS image."""
     uuid = "00000000-0000-4000-8000-617070706f74"
-    options = ["--quiet", "-zlz4", "-T0", "--preserve-mtime", "-x1", f"-U{uuid}"]
+    options = ["--quiet", "-zlz4", "--preserve-mtime", "-x1", f"-U{uuid}"]
     try:
         tools.run("/usr/bin/mkfs.erofs", *options, output, tree)
     except OSError:
@@ -67,7 +67,8 @@ def strip_generated(upper: str, points: list[str]) -> None:
 
     The next run puts its caller's in again.
     """
-    for path in REFRESHED:
+    # With them the copies that account tools leave behind.
+    for path in [*REFRESHED, *(f"{path}-" for path in REFRESHED)]:
         own = f"{upper}/{path}"
         if not os.path.isfile(own) or os.path.islink(own):
             continue
@@ -130,6 +131,14 @@ def describe(path: str, tree: str) -> dict[str, object]:
     }
     if stat.S_ISLNK(found.st_mode):
         entry["target"] = os.readlink(path)
+    elif stat.S_ISREG(found.st_mode):
+        entry["links"] = found.st_nlink
+    elif stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+        entry["device"] = [os.major(found.st_rdev), os.minor(found.st_rdev)]
+    names = [name for name in os.listxattr(path, follow_symlinks=False) if name != OPAQUE]
+    if names:
+        values = {n: os.getxattr(path, n, follow_symlinks=False).hex() for n in sorted(names)}
+        entry["xattrs"] = values
     return entry
 
 
@@ -147,6 +156,18 @@ def print_list(tree: str) -> None:
     """What is in the layer at `tree`, a JSON object a line."""
     for path in walk(tree):
         print(json.dumps(describe(path, tree)))
+
+
+def verify(tree: str) -> None:
+    """Read everything in `tree`.  Raises OSError at the first thing that cannot be read."""
+    for path in walk(tree):
+        found = os.lstat(path)
+        if stat.S_ISREG(found.st_mode):
+            with open(path, "rb", buffering=0) as file:
+                while file.read(1 << 20):
+                    pass
+        elif stat.S_ISLNK(found.st_mode):
+            os.readlink(path)
 
 
 # -- join and commit -------------------------------------------------------------------------
@@ -273,6 +294,7 @@ def commit(output: str) -> None:
 _ACTIONS: dict[str, Callable[[list[str]], None]] = {
     "save": lambda rest: save(f"{_JOB_ROOT}/{rest[0]}"),
     "list": lambda rest: print_list(layers()[int(rest[0])]),
+    "verify": lambda rest: verify(layers()[int(rest[0])]),
     "join": lambda rest: join(f"{_JOB_ROOT}/{rest[0]}", [layers()[int(n)] for n in rest[1:]]),
     "commit": lambda rest: commit(f"{_JOB_ROOT}/{rest[0]}"),
 }

@@ -32,7 +32,8 @@ def mount(job: Job) -> None:
         syscalls.mount("scratch", POINT, "tmpfs", syscalls.MS_NOATIME, "mode=0755,size=90%")
     else:
         _mount_disk(os.fsdecode(job.scratch), job.session)
-    if job.session and job.uid:
+    # The pot's own programs save what is on the disk, with the ids of images.
+    if job.session and job.uid and not job.in_pot:
         map_owner([POINT], job.uid, job.gid)
     for name in ("upper", "work"):
         if not os.path.isdir(f"{POINT}/{name}"):

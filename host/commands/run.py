@@ -78,6 +78,8 @@ def _stream_options(parser: argparse.ArgumentParser) -> None:
     add("-T", dest="tty", action="store_const", const=False, help="give it none")
     add("-i", "--interactive", action="store_true", help=argparse.SUPPRESS)
     add("--rm", action="store_true", help=argparse.SUPPRESS)
+    # How the launcher has the guest work on layers, see host/images/inguest.py.
+    add("--in-pot", action="store_true", help=argparse.SUPPRESS)
     add("--log", metavar="FILE", help="write the guest's console there")
     add("--timeline", metavar="FILE", help="draw where the time went (.svg, or .json)")
     add("--explain", action="store_true", help="print settings, plan and argv; start nothing")
@@ -146,24 +148,34 @@ class Prepared:
         tty = wants_terminal(args, self.caller.terminals)
         self.request: Request = _request(args, tty)
         if getattr(args, "session", None) is not None:
-            disk = hold_session(args.session, args.image, self.request.image, stack)
+            disk = hold_session(args, self.request, stack)
             self.request = replace(self.request, session_disk=disk)
         check_memory(self.settings["memory"])
         self.ground: Ground = _ground(self)
         self.plan = planning.make_plan(self.request, self.settings, self.caller, self.ground)
 
 
-def hold_session(
-    name: str, reference: str, image: Image | None, stack: contextlib.ExitStack
-) -> str:
-    """The disk of session `name`, made if it is new and held until `stack` closes."""
+def hold_session(args: argparse.Namespace, request: Request, stack: contextlib.ExitStack) -> str:
+    """The disk of the session asked for, made if it is new and held until `stack` closes."""
     from apppot.host import sessions
 
-    base = "host" if image is None else image.digest or os.path.realpath(image.path)
-    session = sessions.find(name) or sessions.create(name, reference, base)
+    base = "+".join([_digest(request.image), *map(_digest, request.changes)])
+    session = sessions.find(args.session)
+    if session is None:
+        changes = tuple(os.path.realpath(image.path) for image in request.changes)
+        session = sessions.create(args.session, args.image, base, changes)
     sessions.check_base(session, base)
     stack.enter_context(sessions.held(session))
     return session.disk
+
+
+def _digest(image: Image | None) -> str:
+    """The image's digest; a file outside the store has it computed."""
+    from apppot.host.images.store import file_digest
+
+    if image is None:
+        return "host"
+    return image.digest or file_digest(image.path)
 
 
 def wants_terminal(args: argparse.Namespace, terminals: tuple[int, ...]) -> bool:
@@ -183,16 +195,18 @@ def _request(args: argparse.Namespace, tty: bool) -> Request:
     if argv[:1] == (b"--",):
         argv = argv[1:]
     cow = getattr(args, "cow", None)
+    image = None if cow is not None else find_image(args.image)
     return Request(
-        image=None if cow is not None else find_image(args.image),
+        image=image,
         argv=argv,
-        changes=tuple(_changes(path) for path in args.changes),
+        changes=tuple(_changes(path, image) for path in args.changes),
         binds=tuple(parse_bind(text) for text in args.bind),
         env=_environment(args),
         workdir=args.workdir,
         tty=tty,
         read_stdin=not args.no_stdin,
         shell=args.console,
+        in_pot=args.in_pot,
         forwards=tuple(parse_forward(text) for text in args.publish),
         # What only the original's command line can ask for.
         cow=cow,
@@ -209,10 +223,16 @@ def find_image(reference: str) -> Image | None:
     return None if reference == HOST_IMAGE else store.resolve(reference)
 
 
-def _changes(path: str) -> Image:
-    from apppot.host.images import store
+def _changes(path: str, image: Image | None) -> Image:
+    """The changes file at `path`, checked to belong to `image`."""
+    from apppot.host.images import changes, store
 
-    return store.resolve(path if "/" in path else f"./{path}")
+    found = store.resolve(path if "/" in path else f"./{path}")
+    record = changes.read(found.path)
+    # The changes of changes (joined in a guest) have no base among them.
+    if record is not None and not (image is not None and changes.read(image.path)):
+        changes.check_base(path, record, _digest(image), image.path if image else "host")
+    return found
 
 
 def parse_bind(text: str) -> Bind:

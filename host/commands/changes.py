@@ -1,0 +1,140 @@
+"""`apppot changes`: what a session changed, as one file to send."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from apppot.host.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from apppot.host.images.changes import Changes
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `changes`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    saving = actions.add_parser("save", help="save a session's changes", allow_abbrev=False)
+    saving.add_argument("session", metavar="SESSION")
+    saving.add_argument("-o", "--output", metavar="FILE", help="default: SESSION.changes")
+    saving.set_defaults(func=_save)
+    inspecting = actions.add_parser("inspect", help="what a file belongs to", allow_abbrev=False)
+    inspecting.add_argument("file", metavar="FILE")
+    inspecting.add_argument("--json", action="store_true", help="as JSON")
+    inspecting.set_defaults(func=_inspect)
+    diffing = actions.add_parser("diff", help="list what is changed", allow_abbrev=False)
+    diffing.add_argument("file", metavar="FILE")
+    diffing.add_argument("--json", action="store_true", help="as JSON lines")
+    diffing.set_defaults(func=_diff)
+    verifying = actions.add_parser("verify", help="read a file to its end", allow_abbrev=False)
+    verifying.add_argument("file", metavar="FILE")
+    verifying.set_defaults(func=_verify)
+    squashing = actions.add_parser("squash", help="make one of several", allow_abbrev=False)
+    squashing.add_argument("files", metavar="FILE", nargs="+", help="the lowest first")
+    squashing.add_argument("-o", "--output", metavar="FILE", required=True)
+    squashing.set_defaults(func=_squash)
+
+
+def _save(args: argparse.Namespace) -> int:
+    from apppot.host import sessions
+    from apppot.host.images import changes, inguest
+
+    session = sessions.get(args.session)
+    output = args.output or f"{session.name}.changes"
+    base, *over = session.base.split("+")
+    options = ["--session", session.name, *_stack(session)]
+    with inguest.result(output) as work:
+        inguest.run(["save", os.path.basename(work)], options, session.image, os.path.dirname(work))
+        record = changes.Changes(base, session.image, _now(), tuple(over))
+        changes.seal(work, record)
+    sys.stderr.write(f"{output}: {os.path.getsize(output) >> 10} KB, changes to {session.image}\n")
+    return 0
+
+
+def _stack(session: Any) -> list[str]:
+    return [word for path in session.changes for word in ("--changes", path)]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def record_of(path: str) -> Changes:
+    """The record of a changes file.  Raises ImageError where it has none."""
+    from apppot.host.images import changes, probe
+
+    probe.probe(path)
+    record = changes.read(path)
+    if record is None:
+        raise ImageError(f"{path!r} is not a changes file", "`apppot changes save` makes one")
+    return record
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from apppot.host.images.store import file_digest
+
+    record = record_of(args.file)
+    value = {**asdict(record), "digest": file_digest(args.file), "size": os.path.getsize(args.file)}
+    if args.json:
+        sys.stdout.write(json.dumps(value) + "\n")
+        return 0
+    for name, item in value.items():
+        sys.stdout.write(f"{name:8} {', '.join(item) if isinstance(item, tuple) else item}\n")
+    return 0
+
+
+def _entries(path: str) -> list[dict[str, Any]]:
+    from apppot.host.images import inguest
+
+    lines = inguest.run(["list", "0"], [], os.path.abspath(path), None).splitlines()
+    return [json.loads(line) for line in lines]
+
+
+_LETTERS = {"deleted": "D", "directory": "d", "replaced directory": "R", "file": "f", "link": "l"}
+
+
+def _diff(args: argparse.Namespace) -> int:
+    record_of(args.file)
+    for entry in _entries(args.file):
+        if args.json:
+            sys.stdout.write(json.dumps(entry) + "\n")
+            continue
+        letter = _LETTERS.get(entry["type"], "?")
+        # Names are a stranger's: control characters must not reach the terminal.
+        name = entry["path"].encode("unicode_escape").decode("ascii")
+        owner = f"{entry['uid']}:{entry['gid']}"
+        size = entry["size"] if entry["type"] == "file" else ""
+        sys.stdout.write(f"{letter} {entry['mode']:04o} {owner:>11} {size:>12} {name}\n")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from apppot.host.images import inguest
+
+    record_of(args.file)
+    inguest.run(["verify", "0"], [], os.path.abspath(args.file), None)
+    sys.stderr.write(f"{args.file}: whole\n")
+    return 0
+
+
+def _squash(args: argparse.Namespace) -> int:
+    from apppot.host.images import changes, inguest
+
+    records = [record_of(path) for path in args.files]
+    if len({record.base for record in records}) != 1:
+        raise UsageError("these changes belong to different bases", "apppot changes inspect FILE")
+    first, *rest = [os.path.abspath(path) for path in args.files]
+    options = [word for path in rest for word in ("--changes", path)]
+    numbers = [str(number) for number in range(len(args.files))]
+    with inguest.result(args.output) as work:
+        words = ["join", os.path.basename(work), *numbers]
+        inguest.run(words, options, first, os.path.dirname(work))
+        last = records[-1]
+        changes.seal(work, changes.Changes(last.base, last.image, _now(), records[0].over))
+    return 0

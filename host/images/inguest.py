@@ -1,0 +1,55 @@
+"""Work on layers that needs a kernel: done in a guest, by the pot's own program.
+
+The launcher runs itself; the guest mounts the layers and writes its result into a job directory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from apppot.host import process
+from apppot.host.errors import ImageError
+
+_LAUNCHER = "from apppot.host.cli import main; main()"
+_PROGRAM = (
+    "import sys; sys.path.insert(0, '/usr/lib/apppot');"
+    "from apppot.guest.merge.changes import main; sys.exit(main(sys.argv[1:]))"
+)
+_HOURS = 12 * 3600.0
+
+
+def run(words: Sequence[str], options: Sequence[str], image: str, folder: str | None) -> bytes:
+    """Have the guest's layer program do `words` on `image`; what it printed.
+
+    `options` are further ones of `apppot run`; `folder` is where it writes.  Raises ImageError
+    with what it said when it failed.
+    """
+    argv = [sys.executable, "-c", _LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
+    argv += ["-u", "root", "--job-dir", folder or "none", *options, image]
+    argv += ["/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words]
+    done = process.run(argv, check=False, timeout=_HOURS)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        raise ImageError(said.removeprefix("apppot: ") or f"{words[0]} failed in the guest")
+    return done.stdout
+
+
+@contextmanager
+def result(output: str) -> Iterator[str]:
+    """A path beside `output` to write to; it takes that name when all went well."""
+    folder, name = os.path.split(os.path.abspath(output))
+    work = os.path.join(folder, f".{name}.{os.getpid()}")
+    try:
+        yield work
+        fd = os.open(work, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(work, output)
+    finally:
+        if os.path.lexists(work):
+            os.unlink(work)
