@@ -23,8 +23,7 @@ PROGRAMS = Path(__file__).parent / "kernel"
 APPPOT = Path(sys.executable).with_name("apppot")
 STOCK = shutil.which("linux.uml")
 FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-pthread")
-# Debian's kernel is linked with libraries that the confined view does not have.
-ON_STOCK = ("--kernel", STOCK or "", "--confine", "off")
+ON_STOCK = ("--kernel", STOCK or "")
 GUEST_SECONDS = 100.0
 
 pytestmark = pytest.mark.timeout(GUEST_SECONDS + 20)
