@@ -263,7 +263,7 @@ def _import_plain(path: str) -> Record:
 def _import(path: str, origin: str) -> Record:
     from apppot.host.images import importer
 
-    return importer.import_file(path, f"changes-{importer.default_name(origin)}"[:100])
+    return importer.import_file(path, f"changes-{importer.default_name(origin)}"[:100], force=True)
 
 
 def main() -> NoReturn:

@@ -1,4 +1,4 @@
-"""`apppot image`: build, import, list and inspect images."""
+"""`apppot image`: everything about the images of the store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from apppot.host.images.store import Record
+    from apppot.host.images.upkeep import Removed
 
 SHORT_DIGEST = 12
 BYTES_STEP = 1024.0
@@ -28,16 +29,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--json", action="store_true", help="print the image's record as JSON")
     build.set_defaults(func=_build)
 
-    text = "import a tar, or a squashfs, EROFS, ext4 or disk image"
+    text = "import a tar, a file system or disk image, or a container image"
     load = actions.add_parser("import", help=text, description=text, allow_abbrev=False)
-    load.add_argument("file", metavar="FILE", help="the file, or - for standard input")
+    load.add_argument(
+        "file",
+        metavar="FILE",
+        help="a file, - for standard input, oci:DIR[:TAG], docker-archive:FILE, docker://NAME[:TAG]",
+    )
     load.add_argument("--name", default="", metavar="NAME[:VERSION]", help="default: the file's")
     load.add_argument("--command", default="", help="default command: words, or a JSON list")
+    load.add_argument("--force", action="store_true", help="the name may move from another image")
     load.add_argument("--json", action="store_true", help="print the image's record as JSON")
     load.set_defaults(func=_import)
 
     text = "list the images"
     table = actions.add_parser("list", help=text, description=text, allow_abbrev=False)
+    table.add_argument("--size", action="store_true", help="disk space, alone and shared by names")
     table.add_argument("--json", action="store_true", help="print JSON")
     table.set_defaults(func=_list)
 
@@ -46,6 +53,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("image", metavar="IMAGE", help="name[:version], digest or path")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(func=_inspect)
+    _configure_upkeep(actions)
+
+
+def _configure_upkeep(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "remove images; one in use by a virtual machine stays on the disk until it ends"
+    remove = actions.add_parser("rm", help="remove images", description=text, allow_abbrev=False)
+    remove.add_argument("images", metavar="IMAGE", nargs="+", help="name[:version], name:*, digest")
+    remove.set_defaults(func=_remove)
+
+    text = "remove images without a name, and what interrupted work has left"
+    prune = actions.add_parser("prune", help=text, description=text, allow_abbrev=False)
+    prune.set_defaults(func=_prune)
+
+    text = "check images against their digests"
+    verify = actions.add_parser("verify", help=text, description=text, allow_abbrev=False)
+    verify.add_argument("images", metavar="IMAGE", nargs="*", help="default: all")
+    verify.set_defaults(func=_verify)
+
+    text = "give an image a further name"
+    tag = actions.add_parser("tag", help=text, description=text, allow_abbrev=False)
+    tag.add_argument("image", metavar="IMAGE", help="name[:version] or digest")
+    tag.add_argument("name", metavar="NAME[:VERSION]")
+    tag.add_argument("--force", action="store_true", help="the name may move from another image")
+    tag.set_defaults(func=_tag)
+
+    text = "write an image to a file for other tools"
+    export = actions.add_parser("export", help=text, description=text, allow_abbrev=False)
+    export.add_argument("image", metavar="IMAGE", help="name[:version], digest or path")
+    export.add_argument("--format", choices=("tar", "oci", "raw", "qcow2"), default="tar")
+    export.add_argument("-o", "--output", metavar="FILE", required=True, help="for oci a directory")
+    export.set_defaults(func=_export)
 
 
 def _help(parser: argparse.ArgumentParser) -> int:
@@ -62,9 +100,11 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from apppot.host.images import importer
+    from apppot.host.images import importer, store, transports
 
-    _report(importer.import_file(args.file, args.name, parse_command(args.command)), args.json)
+    take = transports.import_reference if store.is_transport(args.file) else importer.import_file
+    command = parse_command(args.command)
+    _report(take(args.file, args.name, command, force=args.force), args.json)
     return 0
 
 
@@ -112,6 +152,8 @@ def _list(args: argparse.Namespace) -> int:
     from apppot.host.images import store
 
     rows = store.list_images()
+    if args.size:
+        return _list_sizes(args.json)
     if args.json:
         print(json.dumps([{**as_data(record), "store": place} for place, record in rows], indent=1))
         return 0
@@ -120,6 +162,83 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     head = ("NAME", "VERSION", "DIGEST", "SIZE", "FORMAT", "CREATED", "DESCRIPTION")
     _table([head, *(_row(record) for _, record in rows)])
+    return 0
+
+
+def _list_sizes(as_json: bool) -> int:
+    """Like du: what goes with a name, and what other names share with it."""
+    from dataclasses import asdict
+
+    from apppot.host.images import store, upkeep
+
+    sizes, total = upkeep.sizes(), upkeep.total()
+    images = [
+        (record, sizes[place, record.name, record.version]) for place, record in store.list_images()
+    ]
+    if as_json:
+        rows = [
+            {
+                "name": record.name,
+                "version": record.version,
+                "digest": record.digest,
+                **asdict(size),
+            }
+            for record, size in images
+        ]
+        print(json.dumps({"images": rows, "total": total}, indent=1))
+        return 0
+    head = ("NAME", "VERSION", "DIGEST", "UNIQUE", "SHARED")
+    body = [(*_row(record)[:3], human(size.unique), human(size.shared)) for record, size in images]
+    _table([head, *body])
+    print(f"total: {human(total)}")
+    return 0
+
+
+def _remove(args: argparse.Namespace) -> int:
+    from apppot.host.images import upkeep
+
+    _report_removed(upkeep.remove(args.images))
+    return 0
+
+
+def _prune(_: argparse.Namespace) -> int:
+    from apppot.host.images import upkeep
+
+    _report_removed(upkeep.prune())
+    return 0
+
+
+def _report_removed(removed: Removed) -> None:
+    for name in removed.names:
+        print(f"removed {name}")
+    for name in removed.kept:
+        print(f"in use by a virtual machine, stays until `apppot image prune`: {name}")
+    print(f"freed {human(removed.freed)}")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from apppot.host.errors import ImageError
+    from apppot.host.images import upkeep
+
+    problems = upkeep.verify(args.images)
+    if problems:
+        text = "\n".join(f"{label}: {problem}" for label, problem in problems)
+        raise ImageError(text, "apppot image rm, then build, import or pull it again")
+    print("all images are as their digests say")
+    return 0
+
+
+def _tag(args: argparse.Namespace) -> int:
+    from apppot.host.images import upkeep
+
+    _report(upkeep.tag(args.image, args.name, force=args.force), as_json=False)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from apppot.host.images import export
+
+    export.export(args.image, args.format, args.output)
     return 0
 
 

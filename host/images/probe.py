@@ -31,6 +31,9 @@ TAR_COMPRESSION = (
     (b"BZh", "bzip2"),
 )
 RECOPY = "copy or download the file again; this one is incomplete"
+# A .sif's table: packed descriptors, of which these parts count.
+SIF_DESCRIPTOR, SIF_EXTRA, MAX_SIF_TABLE = 585, 201, 1 << 20
+SIF_PARTITION, SIF_PRIMARY, SIF_SQUASHFS = 0x4004, 2, 1
 IMPORT = "import it first: apppot image import FILE"
 
 
@@ -48,7 +51,7 @@ class ImageFormat(StrEnum):
     @property
     def bootable(self) -> bool:
         """Whether a guest can mount it as it is; the others are imported first."""
-        return self not in (ImageFormat.TAR, ImageFormat.SIF)
+        return self is not ImageFormat.TAR
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Probed:
     """What a file's own header says.
 
     `size` is the file's length in bytes; `detail` a word for people (compression, "ext3",
-    "gpt").  `offset` and `length` (bytes) place the first Linux partition of a raw disk;
+    "gpt").  `offset` and `length` (bytes) place the first Linux partition of a raw disk or .sif;
     `backing` is a COW file's base; `dirty` says that a journal must be replayed before a
     read-only mount works.
     """
@@ -100,7 +103,9 @@ def probe_descriptor(handle: int, name: str) -> Probed:
         head = os.pread(handle, HEAD_BYTES, 0)
         if not head:
             raise ImageError(f"image {name!r} is empty", RECOPY)
-        for recognise in (_squashfs, _erofs, _ext, _sif, _cow, _tar):
+        if head[32:42] == b"SIF_MAGIC\x00":
+            return _sif(handle, head, size, name)
+        for recognise in (_squashfs, _erofs, _ext, _cow, _tar):
             found = recognise(head, size, name)
             if found is not None:
                 return found
@@ -191,10 +196,29 @@ def _ext(head: bytes, size: int, name: str) -> Probed | None:
     return Probed(ImageFormat.EXT4, size, detail, dirty=bool(incompat & 0x4))
 
 
-def _sif(head: bytes, size: int, name: str) -> Probed | None:
-    if head[32:42] != b"SIF_MAGIC\x00":
-        return None
-    return Probed(ImageFormat.SIF, size)
+def _sif(handle: int, head: bytes, size: int, name: str) -> Probed:
+    """A container of Singularity or Apptainer: its primary system partition, a squashfs."""
+    _check_length(name, ".sif", size, 128)
+    start, length = struct.unpack_from("<qq", head, 96)
+    if not (0 < start < size and 0 < length <= MAX_SIF_TABLE):
+        raise ImageError(f".sif {name!r} has a damaged table", RECOPY)
+    table = os.pread(handle, length, start)
+    for at in range(0, len(table) - SIF_DESCRIPTOR + 1, SIF_DESCRIPTOR):
+        kind, used = struct.unpack_from("<i?", table, at)
+        offset, extent = struct.unpack_from("<qq", table, at + 17)
+        system, part = struct.unpack_from("<ii", table, at + SIF_EXTRA)
+        if not used or kind != SIF_PARTITION or part != SIF_PRIMARY:
+            continue
+        if system != SIF_SQUASHFS or offset <= 0 or extent <= 0:
+            raise ImageError(
+                f".sif {name!r} holds no plain squashfs",
+                "an encrypted or ext3 container cannot be read: convert it with apptainer build",
+            )
+        _check_length(name, ".sif", size, offset + extent)
+        if os.pread(handle, 4, offset) != b"hsqs":
+            raise ImageError(f".sif {name!r} is damaged: no squashfs in its partition", RECOPY)
+        return Probed(ImageFormat.SIF, size, "squashfs", offset, extent)
+    raise ImageError(f".sif {name!r} has no system partition", "give a whole container image")
 
 
 def _cow(head: bytes, size: int, name: str) -> Probed | None:

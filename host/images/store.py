@@ -1,15 +1,18 @@
 """The content-addressed image store.
 
     <store>/blobs/<sha256>.<format>      the image files, mode 0444, never changed
-    <store>/records/<sha256>.json        what is known about one
-    <store>/names/<name>/<version>.json  a name's digest; `latest.json` is the newest
+    <store>/records/<sha256>.json        what is known about one, as it first came
+    <store>/names/<name>/<version>.json  a name's own record; `latest.json` is the newest
     <store>/builds/<key>.json            the digest that a recipe's inputs gave
     <store>/tmp/<random>/                work in progress, locked while its owner lives
+    <store>/lock                         shared by who adds, exclusive for who removes
 
 An image becomes visible by its record and then its name, each put in place by one rename after
 its blob is on disk; a crash leaves at worst a blob without a record, which the next `add` of
-the same content adopts.  Reading is on the way of `apppot run`: it opens the files of one name
-and lists nothing.
+the same content adopts and `prune` removes.  Several names may have the same content: each
+keeps its own command, environment and description.  Reading is on the way of `apppot run`: it
+opens the files of one name and lists nothing.  Who uses an image holds a shared lock on its
+file, so that `apppot.host.images.upkeep` leaves it in place.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ HEX = frozenset("0123456789abcdef")
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 VERSION_CHARACTERS = NAME_CHARACTERS | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ+~")
 MAX_WORD = 128
-RESERVED_NAMES = frozenset({"host"})
+# The host's root, and what stands before a colon as the kind of a reference.
+TRANSPORTS = frozenset({"oci", "docker-archive", "docker"})
+RESERVED_NAMES = frozenset({"host"}) | TRANSPORTS
 STALE_SECONDS = 3600.0
 COPY_BYTES = 1 << 20
 
@@ -53,6 +58,7 @@ class Record:
     parent: str = ""
     recipe: str = ""
     command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     workdir: str = ""
     user: str = ""
@@ -78,21 +84,52 @@ def user_store() -> str:
 
 
 def resolve(reference: str) -> Image:
-    """The image that `reference` names: a path, name[:version], or (prefix of a) digest.
+    """The image that `reference` names: a path, name[:version], (prefix of a) digest, or an
+    image of other tools (`oci:`, `docker-archive:`, `docker://`), which is imported once.
 
     The site's store is asked before the user's.  Raises ImageError for what is not there,
     ambiguous, damaged, or must be imported first.
     """
+    if is_transport(reference):
+        from apppot.host.images import transports
+
+        return in_store(transports.cached(reference))
     if "/" in reference or os.path.isfile(reference):
         return _from_path(reference)
     for store in paths.image_stores():
         digest = _named_digest(store, reference)
         if digest is not None:
-            return _from_store(store, digest, reference)
+            name, version = split_reference(reference)
+            return _from_store(store, reference, named_record(store, name, version))
     match = _by_digest(reference)
     if match is not None:
-        return _from_store(*match, reference)
+        return _from_store(match[0], reference, read_record(*match))
     raise _not_found(reference)
+
+
+def find(reference: str) -> tuple[str, Record] | None:
+    """(file, record) of an image in a store, whatever state the file is in."""
+    for store in paths.image_stores():
+        if _named_digest(store, reference) is not None:
+            record = named_record(store, *split_reference(reference))
+            if record is not None:
+                return blob_path(store, record), record
+    match = _by_digest(reference)
+    record = read_record(*match) if match else None
+    return (blob_path(match[0], record), record) if match and record else None
+
+
+def is_transport(reference: str) -> bool:
+    """Whether `reference` names an image of other tools, like oci:DIR."""
+    kind, colon, rest = reference.partition(":")
+    return bool(colon and rest) and kind in TRANSPORTS
+
+
+def in_store(record: Record) -> Image:
+    """The image of a record from the user's store."""
+    path = blob_path(user_store(), record)
+    probed = probe(path)
+    return Image(path, probed.format, record.digest, record, probed)
 
 
 def _from_path(path: str) -> Image:
@@ -101,8 +138,7 @@ def _from_path(path: str) -> Image:
     return Image(path, probed.format, None, None, probed)
 
 
-def _from_store(store: str, digest: str, reference: str) -> Image:
-    record = read_record(store, digest)
+def _from_store(store: str, reference: str, record: Record | None) -> Image:
     if record is None:
         raise ImageError(
             f"image {reference!r} has no record in {store}", "build, import or pull it again"
@@ -110,7 +146,7 @@ def _from_store(store: str, digest: str, reference: str) -> Image:
     path = blob_path(store, record)
     probed = probe(path)
     require_bootable(probed, path)
-    return Image(path, probed.format, digest, record, probed)
+    return Image(path, probed.format, record.digest, record, probed)
 
 
 def blob_path(store: str, record: Record) -> str:
@@ -142,10 +178,11 @@ def _named_digest(store: str, reference: str) -> str | None:
     name, version = split_reference(reference)
     if not valid_name(name) or not valid_version(version):
         return None
-    return _read_digest(os.path.join(store, "names", name, f"{version}.json"))
+    return read_digest(name_path(store, name, version))
 
 
-def _read_digest(path: str) -> str | None:
+def read_digest(path: str) -> str | None:
+    """The digest in a name's or build's file; None where there is none."""
     data = _read_json(path)
     digest = data.get("digest") if data else None
     return digest if isinstance(digest, str) and is_digest(digest) else None
@@ -202,13 +239,38 @@ def _read_json(path: str) -> dict[str, Any] | None:
 
 def read_record(store: str, digest: str) -> Record | None:
     """The record of one image, None when that store does not have it."""
-    path = os.path.join(store, "records", f"{digest}.json")
+    return _parse_record(os.path.join(store, "records", f"{digest}.json"))
+
+
+def named_record(store: str, name: str, version: str) -> Record | None:
+    """The record of one name, None where that store has no such name or no longer its image.
+
+    A name from before names had records of their own shows the image's.
+    """
+    path = name_path(store, name, version)
+    digest = read_digest(path)
+    record = read_record(store, digest) if digest else None
+    if record is None:
+        return None
+    data = _read_json(path)
+    if data is not None and "format" in data:
+        return _parse_record(path)
+    return replace(record, name=name, version=record.version if version == LATEST else version)
+
+
+def name_path(store: str, name: str, version: str) -> str:
+    """The file of one name."""
+    return os.path.join(store, "names", name, f"{version}.json")
+
+
+def _parse_record(path: str) -> Record | None:
     data = _read_json(path)
     if data is None:
         return None
     known = {key: data[key] for key in Record.__dataclass_fields__ if key in data}
     try:
-        known["command"] = tuple(known.get("command", ()))
+        for key in ("command", "entrypoint"):
+            known[key] = tuple(known.get(key, ()))
         return Record(**known)
     except TypeError:
         raise ImageError(f"{path} is damaged", "build, import or pull the image again") from None
@@ -233,14 +295,27 @@ def list_images() -> list[tuple[str, Record]]:
 def _named_records(store: str) -> Iterator[Record]:
     root = os.path.join(store, "names")
     for name in _listdir(root):
-        for entry in _listdir(os.path.join(root, name)):
-            version = entry.removesuffix(".json")
-            digest = None
-            if entry.endswith(".json") and version != LATEST:
-                digest = _read_digest(os.path.join(root, name, entry))
-            record = read_record(store, digest) if digest else None
+        for version in versions(store, name):
+            record = named_record(store, name, version)
             if record is not None:
-                yield replace(record, name=name, version=version)
+                yield record
+
+
+def versions(store: str, name: str) -> list[str]:
+    """The versions that the store has of `name`, without `latest`."""
+    entries = _listdir(os.path.join(store, "names", name))
+    found = {entry.removesuffix(".json") for entry in entries if entry.endswith(".json")}
+    return sorted(version for version in found if valid_version(version) and version != LATEST)
+
+
+def names_of(store: str, digest: str) -> list[tuple[str, str]]:
+    """(name, version) of all names of one content."""
+    pairs = [
+        (name, version)
+        for name in _listdir(os.path.join(store, "names"))
+        for version in versions(store, name)
+    ]
+    return sorted(pair for pair in pairs if read_digest(name_path(store, *pair)) == digest)
 
 
 def _not_found(reference: str) -> ImageError:
@@ -319,12 +394,13 @@ def _sweep(root: str) -> None:
             os.close(lock)
 
 
-def add(file: str, record: Record, digest: str | None = None) -> Record:
+def add(file: str, record: Record, digest: str | None = None, *, move: bool = True) -> Record:
     """Move `file` (from a `workspace`) into the store; returns the completed record.
 
     `record` brings the metadata; digest, size and creation time are filled in here.  `digest`
     is the file's SHA-256 where the caller computed it on the way.  Adding the same content
-    again is no error, by any number of writers at once.  A name that pointed elsewhere moves.
+    again is no error, by any number of writers at once.  A name that pointed elsewhere moves,
+    or is an ImageError without `move`.
     """
     check_name(record.name, record.version)
     store = user_store()
@@ -335,24 +411,85 @@ def add(file: str, record: Record, digest: str | None = None) -> Record:
         size=os.stat(file).st_size,
         created=record.created or _now(),
     )
-    blob = blob_path(store, done)
-    _make_directory(os.path.dirname(blob))
-    os.chmod(file, 0o444)
-    _sync(file)
-    os.replace(file, blob)
-    _sync(os.path.dirname(blob))
-    known = read_record(store, digest)
-    if known is not None:  # the same content under another name keeps its first birthday
-        done = replace(done, created=known.created)
-    _write_json(os.path.join(store, "records", f"{digest}.json"), asdict(done))
-    tag(store, done.name, done.version, digest)
+    with locked(store):
+        if not move:
+            check_free(store, done.name, done.version, digest)
+        blob = blob_path(store, done)
+        _make_directory(os.path.dirname(blob))
+        os.chmod(file, 0o444)
+        _sync(file)
+        os.replace(file, blob)
+        _sync(os.path.dirname(blob))
+        known = read_record(store, digest)
+        if known is not None:  # the same content under another name keeps its first birthday
+            done = replace(done, created=known.created)
+        else:
+            _write_json(os.path.join(store, "records", f"{digest}.json"), asdict(done))
+        write_name(store, done)
     return done
 
 
+def check_free(store: str, name: str, version: str, digest: str) -> None:
+    """Raise ImageError where name:version is another image than `digest`."""
+    there = read_digest(name_path(store, name, version))
+    if there not in (None, digest):
+        raise ImageError(
+            f"{name}:{version} is already the name of another image ({str(there)[:12]})",
+            "give another name or version (--name), or move the name with --force",
+        )
+
+
+def write_name(store: str, record: Record) -> None:
+    """Let the record's name:version, and the name's `latest`, be this record."""
+    for word in (record.version, LATEST):
+        _write_json(name_path(store, record.name, word), asdict(record))
+
+
 def tag(store: str, name: str, version: str, digest: str) -> None:
-    """Let name:version, and the name's `latest`, be `digest`."""
-    for word in (version, LATEST):
-        _write_json(os.path.join(store, "names", name, f"{word}.json"), {"digest": digest})
+    """Let name:version, and the name's `latest`, be the image `digest`, with what is known of it.
+
+    A name that has this content already keeps its own record.
+    """
+    with locked(store):
+        there = named_record(store, name, version)
+        if there is None or there.digest != digest:
+            there = read_record(store, digest)
+        if there is None:
+            raise ImageError(f"there is no image {digest[:12]}", "apppot image list")
+        write_name(store, replace(there, name=name, version=version))
+
+
+@contextmanager
+def locked(store: str, *, exclusive: bool = False) -> Iterator[None]:
+    """Hold the store's lock: shared while an image becomes visible, exclusive while one goes."""
+    import fcntl
+
+    _make_directory(store)
+    lock = os.open(os.path.join(store, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
+
+
+def hold(path: str) -> int:
+    """A descriptor with a shared lock on an image file; it stays usable and in place.
+
+    The lock goes with the descriptor, also by kill -9.  Raises ImageError where the image was
+    removed since it was found.
+    """
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageError(f"image {path!r} cannot be read: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        pass  # being removed just now, or a file system without locks: the open file stays valid
+    return descriptor
 
 
 def remember_build(key: str, digest: str) -> None:
@@ -360,13 +497,22 @@ def remember_build(key: str, digest: str) -> None:
     _write_json(os.path.join(user_store(), "builds", f"{key}.json"), {"digest": digest})
 
 
+def remember_import(key: str, record: Record) -> None:
+    """Note that the foreign image `key` became `record`, with that record's own command."""
+    _write_json(os.path.join(user_store(), "builds", f"{key}.json"), asdict(record))
+
+
 def find_build(key: str) -> Record | None:
     """The image that the inputs with digest `key` gave, when it is still whole."""
     store = user_store()
-    digest = _read_digest(os.path.join(store, "builds", f"{key}.json"))
+    path = os.path.join(store, "builds", f"{key}.json")
+    digest = read_digest(path)
     record = read_record(store, digest) if digest else None
     if record is None:
         return None
+    own = _read_json(path)
+    if own is not None and "format" in own:
+        record = _parse_record(path) or record
     try:
         return record if probe(blob_path(store, record)).size == record.size else None
     except ImageError:
@@ -388,6 +534,8 @@ def _now() -> str:
 
 
 def _make_directory(path: str) -> None:
+    if os.path.isdir(path):
+        return
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from apppot.host.commands import image
@@ -56,6 +54,29 @@ def test_a_sparse_ext4_stays_sparse_and_exact(tmp_path: Path) -> None:
     assert found.record is not None and found.record.command == ("run", "me")
 
 
+def test_a_name_moves_only_by_force(tmp_path: Path) -> None:
+    (tmp_path / "a.sqfs").write_bytes(squashfs(96))
+    (tmp_path / "b.sqfs").write_bytes(squashfs(96) + b"other")
+    first = importer.import_file(str(tmp_path / "a.sqfs"), "x:1")
+    with pytest.raises(ImageError, match="already the name of another") as caught:
+        importer.import_file(str(tmp_path / "b.sqfs"), "x:1")
+    assert "--force" in caught.value.hint
+    assert store.resolve("x:1").digest == first.digest
+    moved = importer.import_file(str(tmp_path / "b.sqfs"), "x:1", force=True)
+    assert store.resolve("x").digest == moved.digest != first.digest
+
+
+def test_names_of_one_content_keep_their_own_command(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqfs"
+    path.write_bytes(squashfs(96))
+    for name in ("one", "two"):
+        importer.import_file(str(path), name, ("run", name))
+    for name in ("one", "two"):
+        record = store.resolve(name).record
+        assert record is not None
+        assert (record.name, record.command) == (name, ("run", name))
+
+
 def test_importing_again_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "a.sqfs"
     path.write_bytes(squashfs(96))
@@ -68,7 +89,7 @@ def test_refusals_leave_nothing(tmp_path: Path, own_store: Path) -> None:
     for content, problem in (
         (squashfs(5000), "truncated"),
         (cow(3, b"/base"), "COW file"),
-        (bytes(32) + b"SIF_MAGIC\x00", "sif"),
+        (bytes(32) + b"SIF_MAGIC\x00" + bytes(86), "sif"),
         (ext(1, incompat=0x244) + bytes(2048), "journal"),
         (b"", "empty"),
     ):
@@ -82,38 +103,6 @@ def test_refusals_leave_nothing(tmp_path: Path, own_store: Path) -> None:
 def test_standard_input_needs_a_name() -> None:
     with pytest.raises(UsageError, match="needs a name"):
         importer.import_file("-")
-
-
-class _SinkPacker:
-    """Stands in for the packer: takes what is written, or breaks."""
-
-    def __init__(self, failed: bool = False) -> None:
-        self.reader, self.writer = os.pipe()
-        self.failed = failed
-
-    def close_reader(self) -> None:
-        os.close(self.reader)
-
-
-def _feed(content: bytes, packer: Any) -> None:
-    importer._feed(io.BytesIO(content), packer, "t.tar")
-
-
-def test_a_tar_without_its_end_is_truncated() -> None:
-    packer = _SinkPacker()
-    _feed(b"members" + bytes(1024), packer)
-    for content in (b"members", b"members" + bytes(1023), b""):
-        with pytest.raises(ImageError, match="truncated"):
-            _feed(content, packer)
-
-
-def test_padding_after_the_end_may_stay_unread_but_a_failure_counts() -> None:
-    done, broken = _SinkPacker(), _SinkPacker(failed=True)
-    done.close_reader()
-    broken.close_reader()
-    _feed(bytes(4096), done)
-    with pytest.raises(BrokenPipeError):
-        _feed(bytes(4096), broken)
 
 
 def test_commands_as_words_or_json() -> None:

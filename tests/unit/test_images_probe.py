@@ -168,8 +168,39 @@ def test_a_tar_is_told_to_be_imported(tmp_path: Path) -> None:
     assert "apppot image import" in caught.value.hint
 
 
-def test_sif(tmp_path: Path) -> None:
-    assert probe(put(tmp_path, bytes(32) + b"SIF_MAGIC\x00", 512)).format is ImageFormat.SIF
+def sif(content: bytes, system: int = 1, part: int = 2, at: int = 8192) -> bytes:
+    """A .sif as Apptainer lays it out: a definition file, then the partition."""
+    header = b"#!/usr/bin/env run-singularity\n\0" + b"SIF_MAGIC\0" + b"01\0" + b"02\0" + bytes(16)
+    header += struct.pack("<8q", 1, 1, 46, 48, 4096, 48 * 585, at, len(content))
+    definition = struct.pack("<i?3I7q", 0x4001, True, 1, 0, 0, 8000, 10, 10, 0, 0, 0, 0)
+    partition = struct.pack(
+        "<i?3I7q", 0x4004, True, 2, 0, 0, at, len(content), len(content), 0, 0, 0, 0
+    )
+    partition = partition + bytes(128) + struct.pack("<ii3s", system, part, b"02\0")
+    table = definition.ljust(585, b"\0") + partition.ljust(585, b"\0")
+    return (header.ljust(4096, b"\0") + table).ljust(at, b"\0") + content
+
+
+def test_the_partition_of_a_sif(tmp_path: Path) -> None:
+    found = probe(put(tmp_path, sif(squashfs(96))))
+    assert (found.format, found.offset, found.length) == (ImageFormat.SIF, 8192, 96)
+    require_bootable(found, "x.sif")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (sif(squashfs(96), system=5), "no plain squashfs"),
+        (sif(squashfs(96), part=3), "no system partition"),
+        (sif(squashfs(96))[:-1], "truncated"),
+        (sif(b"else" * 30), "damaged"),
+        (sif(squashfs(96))[:100], "truncated"),
+        (sif(squashfs(96))[:96] + bytes(200), "damaged"),
+    ],
+)
+def test_sifs_that_cannot_be_used(tmp_path: Path, content: bytes, problem: str) -> None:
+    with pytest.raises(ImageError, match=problem):
+        probe(put(tmp_path, content))
 
 
 def test_what_is_no_image_at_all(tmp_path: Path) -> None:

@@ -1,0 +1,250 @@
+"""Images for other tools: tar, OCI layout, raw ext4 disk, qcow2.
+
+A squashfs becomes a tar by squashfs-tools-ng where that is installed; all else is read by a
+virtual machine, which mounts the image and needs no root for the owners in it.  What is written
+takes its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from apppot.host import process
+from apppot.host.errors import ImageError, UsageError
+from apppot.host.images import store
+from apppot.host.images.oci import MACHINES, REFERENCE
+from apppot.host.images.probe import ImageFormat
+from apppot.host.images.store import Image
+from apppot.host.progress import Progress
+
+CHUNK = 1 << 20
+TIMEOUT = 6 * 3600.0
+LAUNCHER = "from apppot.host.cli import main; main()"
+GUEST_IMAGE, GUEST_DISK = "/mnt/apppot-image", "/mnt/apppot-disk"
+# $1: file system, $2: mount options.  `host` is the system of this script: GNU tools.
+MOUNT = f"""set -eu
+mkdir -p /run/export/image /run/export/disk
+mount -t "$1" -o "$2" {GUEST_IMAGE} /run/export/image
+"""
+TAR_SCRIPT = (
+    MOUNT
+    + """exec tar -C /run/export/image --numeric-owner --xattrs '--xattrs-include=*' --sort=name \\
+    --format=pax --pax-option=delete=atime,delete=ctime -cf - .
+"""
+)
+# The size: contents, a block for each file's end, a fifth of room, and tables.
+DISK_SCRIPT = (
+    MOUNT
+    + f"""exec >&2
+cd /run/export/image
+files=$(find . -xdev | wc -l)
+kbytes=$(du -sk --apparent-size . | cut -f1)
+kbytes=$(((kbytes + 4 * files) * 6 / 5 + 65536))
+truncate -s "${{kbytes}}K" {GUEST_DISK}
+mke2fs -q -F -t ext4 -m 0 -N $((files * 5 / 4 + 4096)) {GUEST_DISK}
+mount -o loop {GUEST_DISK} /run/export/disk
+cp -a . /run/export/disk
+umount /run/export/disk
+"""
+)
+
+
+def export(reference: str, form: str, output: str) -> None:
+    """Write the image `reference` to the new file (for `oci` directory) `output`.
+
+    Raises ImageError, and UsageError where `output` is there already.
+    """
+    image = store.resolve(reference)
+    if os.path.lexists(output):
+        raise UsageError(f"{output!r} is there already", "remove it, or name another -o")
+    writers: dict[str, Callable[[Image, str], None]] = {
+        "tar": _tar,
+        "oci": _oci,
+        "raw": _raw,
+        "qcow2": _qcow2,
+    }
+    folder = os.path.dirname(os.path.abspath(output))
+    try:
+        work = tempfile.mkdtemp(dir=folder, prefix=".apppot-export-")
+    except OSError as error:
+        raise ImageError(f"{folder} cannot be written: {error.strerror}") from None
+    held = store.hold(image.path)
+    try:
+        with Progress(f"exporting {reference} to {output}"):
+            made = os.path.join(work, "result")
+            writers[form](image, made)
+            os.rename(made, output)
+    finally:
+        os.close(held)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# --- tar ---------------------------------------------------------------------------------------
+
+
+def _tar(image: Image, target: str) -> None:
+    with open(target, "xb") as out:
+        write_tar(image, out.fileno())
+
+
+def write_tar(image: Image, descriptor: int) -> None:
+    """Write the image's files as a tar into `descriptor`, with owners, links and attributes."""
+    if image.format is ImageFormat.SQUASHFS and shutil.which("sqfs2tar"):
+        argv = ["sqfs2tar", "--root-becomes", ".", image.path]
+        process.run(argv, stdout=descriptor, timeout=TIMEOUT)
+        return
+    _in_guest(image, TAR_SCRIPT, descriptor)
+
+
+def _in_guest(image: Image, script: str, descriptor: int, more: Sequence[str] = ()) -> None:
+    """Run `script` as root in a guest on this host's system, the image bound into it."""
+    kinds = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
+    kind = kinds.get(image.format, str(image.format))
+    options = "ro,loop" + (f",offset={image.probed.offset}" if image.probed.offset else "")
+    options += ",noload" if kind == "ext4" else ""
+    with tempfile.TemporaryDirectory(prefix="apppot-export-") as folder:
+        # A name without odd characters, whatever the file's own is.
+        link = os.path.join(folder, "image")
+        os.symlink(os.path.abspath(image.path), link)
+        argv = [sys.executable, "-c", LAUNCHER, "run", "-n", "-T", "--network", "none"]
+        argv += ["--job-dir", "none", "-u", "root"]
+        argv += ["-v", f"{os.path.realpath(link)}:{GUEST_IMAGE}:ro", *more]
+        argv += ["host", "/bin/sh", "-c", script, "sh", kind, options]
+        try:
+            process.run(argv, stdout=descriptor, timeout=TIMEOUT)
+        except process.ToolError as error:
+            raise ImageError(f"the guest could not read the image: {error.cause}") from None
+
+
+# --- OCI ---------------------------------------------------------------------------------------
+
+
+def _oci(image: Image, target: str) -> None:
+    blobs = os.path.join(target, "blobs", "sha256")
+    os.makedirs(blobs)
+    layer = os.path.join(blobs, "layer")
+    content = hashlib.sha256()
+    with _tar_pipe(image) as reader:
+        digest, size = _compress(reader, layer, content.update)
+    os.rename(layer, os.path.join(blobs, digest))
+    config = _put(blobs, _configuration(image, content.hexdigest()))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **config},
+        "layers": [
+            {
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                "digest": f"sha256:{digest}",
+                "size": size,
+            }
+        ],
+    }
+    entry = {"mediaType": manifest["mediaType"], **_put(blobs, manifest)}
+    entry["annotations"] = {REFERENCE: image.record.version if image.record else "latest"}
+    _write_json(os.path.join(target, "index.json"), {"schemaVersion": 2, "manifests": [entry]})
+    _write_json(os.path.join(target, "oci-layout"), {"imageLayoutVersion": "1.0.0"})
+
+
+@contextmanager
+def _tar_pipe(image: Image) -> Iterator[int]:
+    """The reading end of a pipe with the image's tar."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    failure: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            write_tar(image, writer)
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            os.close(writer)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _compress(reader: int, path: str, plain: Callable[[bytes], None]) -> tuple[str, int]:
+    """Write the pipe's bytes to `path` as gzip without a date; (SHA-256, size in bytes)."""
+    digest, size = hashlib.sha256(), 0
+    squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)
+    with open(path, "xb") as out:
+        while True:
+            data = os.read(reader, CHUNK)
+            plain(data)
+            packed = squeeze.compress(data) if data else squeeze.flush()
+            digest.update(packed)
+            size += out.write(packed)
+            if not data:
+                return digest.hexdigest(), size
+
+
+def _configuration(image: Image, content: str) -> dict[str, Any]:
+    record = image.record
+    wishes: dict[str, Any] = {}
+    if record is not None:
+        wishes = {
+            "Env": [f"{name}={value}" for name, value in sorted(record.env.items())],
+            "Entrypoint": list(record.entrypoint),
+            "Cmd": list(record.command),
+            "WorkingDir": record.workdir,
+            "User": record.user,
+        }
+    return {
+        "created": record.created if record else "1970-01-01T00:00:00Z",
+        "architecture": MACHINES.get(platform.machine(), platform.machine()),
+        "os": "linux",
+        "config": {key: value for key, value in wishes.items() if value},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{content}"]},
+        "history": [{"created_by": "apppot image export"}],
+    }
+
+
+def _put(blobs: str, value: object) -> dict[str, Any]:
+    data = json.dumps(value, sort_keys=True).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    with open(os.path.join(blobs, digest), "wb") as file:
+        file.write(data)
+    return {"digest": f"sha256:{digest}", "size": len(data)}
+
+
+def _write_json(path: str, value: object) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        json.dump(value, file)
+
+
+# --- disks -------------------------------------------------------------------------------------
+
+
+def _raw(image: Image, target: str) -> None:
+    with open(target, "xb"):
+        pass  # the guest gives it its length
+    with open(os.devnull, "wb") as nowhere:
+        bind = f"{os.path.realpath(target)}:{GUEST_DISK}"
+        _in_guest(image, DISK_SCRIPT, nowhere.fileno(), ("-v", bind))
+
+
+def _qcow2(image: Image, target: str) -> None:
+    if shutil.which("qemu-img") is None:
+        raise ImageError("qemu-img, which writes qcow2, is missing", "apt-get install qemu-utils")
+    raw = f"{target}.raw"
+    _raw(image, raw)
+    process.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, target], timeout=TIMEOUT)
