@@ -12,11 +12,22 @@ from pathlib import Path
 
 import pytest
 from apppot.host import paths
-from vm_harness import IMAGE, ROOT, Launcher, Terminal, Who, myself
+from vm_harness import ROOT, Launcher, Terminal, Who, myself
 
 # An id that no account of the host has, as on a cluster whose directory service is away.
 ORDINARY = 54321
+_USER_HOME = "VM_TESTS_USER_HOME"
 _REPORTS = pytest.StashKey[dict[str, pytest.TestReport]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A place for the ordinary user that all workers of this session find in their environment.
+
+    Below /tmp itself: pytest's own directories are closed to other users.
+    """
+    if _USER_HOME not in os.environ:
+        os.environ[_USER_HOME] = home = tempfile.mkdtemp(prefix="apppot-vm-user-")
+        config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,13 +52,6 @@ def _show_console(request: pytest.FixtureRequest, launcher: Launcher) -> None:
     sys.stderr.write(f"guest console of {request.node.nodeid} ({launcher.log}):\n")
     if launcher.log.is_file():
         sys.stderr.write(launcher.log.read_text(errors="replace")[-1500:])
-
-
-@pytest.fixture(scope="session")
-def _places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that all workers of this test session share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture
@@ -107,16 +111,14 @@ def on_terminal(apppot: Launcher) -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.fixture(scope="session")
-def ordinary(_places: Path) -> Who:
+def ordinary() -> Who:
     """An ordinary user with program, pot and image in places that it can read."""
     if os.getuid() != 0:
         return myself()
-    # Below /tmp itself: pytest's own directories are closed to others.
-    home = Path(tempfile.gettempdir()) / f"apppot-vm-user-{_places.stat().st_ino}"
-    with open(_places / "ordinary.lock", "w") as lock:
+    home = Path(os.environ[_USER_HOME])
+    with open(home / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "ready").exists():
-            shutil.rmtree(home, ignore_errors=True)
             _furnish(home)
             (home / "ready").touch()
     program = "from apppot.host.cli import main; main()"
@@ -132,7 +134,6 @@ def ordinary(_places: Path) -> Who:
 
 
 def _furnish(home: Path) -> None:
-    home.mkdir(mode=0o755)
     for part in ("guest", "host"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / part, home / "lib" / "apppot" / part, ignore=ignored)
@@ -151,15 +152,3 @@ def _copy_images(target: Path) -> None:
         if os.path.isdir(os.path.join(store, "names")):
             ignored = shutil.ignore_patterns("tmp", "builds")
             shutil.copytree(store, target, ignore=ignored, symlinks=True, dirs_exist_ok=True)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The ordinary user's places go with the session that made them."""
-    if os.environ.get("PYTEST_XDIST_WORKER") or os.getuid() != 0:
-        return
-    for home in Path(tempfile.gettempdir()).glob("apppot-vm-user-*"):
-        if home.stat().st_uid == 0:
-            shutil.rmtree(home, ignore_errors=True)
-
-
-__all__ = ["IMAGE"]
