@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apppot.host import terminal
 
 # Limits that a program can feel.  NPROC and MEMLOCK speak of the host's other processes.
 _LIMITS = ("CORE", "CPU", "FSIZE", "DATA", "STACK", "NOFILE", "AS")
+_PROXIES = (b"http_proxy", b"https_proxy", b"ftp_proxy", b"no_proxy", b"all_proxy")
 _LOCALTIME = "/etc/localtime"
 _LOCALTIME_BYTES = 64 << 10
 
@@ -41,6 +42,13 @@ class Caller:
             localtime=_localtime(),
             closed=CLOSED,
             terminals=tuple(fd for fd in (0, 1, 2) if terminal.is_terminal(fd)),
+        )
+
+    def neutral(self) -> Caller:
+        """The same on every host: for building images, which must not know who built them."""
+        proxies = {name: value for name, value in self.env.items() if name.lower() in _PROXIES}
+        return replace(
+            self, uid=1000, gid=1000, groups=(), umask=0o022, env=proxies, localtime=None
         )
 
 

@@ -29,6 +29,7 @@ from apppot.host.errors import (
     HypervisorError,
 )
 from apppot.host.hypervisor.base import Hypervisor
+from apppot.host.images.store import hold
 from apppot.host.plan import LaunchPlan, Shown
 from apppot.host.planning import place_paths
 from apppot.host.relay import Console, GuestFailed, Outcome, Relay
@@ -82,6 +83,7 @@ def _start(
 ) -> Relay:
     plan = record.plan
     _check_file_size(plan)
+    _hold_images(plan, stack)
     tty = _terminal(plan, stack)
     rundir = _run_directory(plan, capabilities, tty)
     stack.callback(rundir.remove)
@@ -122,6 +124,13 @@ def _start(
     if tty is not None:
         tty.raw()
     return _relay(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin)
+
+
+def _hold_images(plan: LaunchPlan, stack: contextlib.ExitStack) -> None:
+    """Keep the images where they are until the machine has ended, see `store.hold`."""
+    for item in plan.shown:
+        if item.name.startswith("image"):
+            stack.callback(os.close, hold(item.source))
 
 
 def _relay(

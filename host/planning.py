@@ -12,7 +12,7 @@ from apppot.host.caller import Caller
 from apppot.host.config import Setting
 from apppot.host.errors import UsageError
 from apppot.host.images.probe import ImageFormat
-from apppot.host.images.store import Image
+from apppot.host.images.store import Image, Record
 from apppot.host.plan import Disk, KernelChoice, LaunchPlan, Shown
 
 HOST_IMAGE = "host"
@@ -55,6 +55,7 @@ class Request:
     read_stdin: bool = True
     forwards: tuple[tuple[int, int], ...] = ()
     run_scripts: bool = False
+    entrypoint: tuple[str, ...] | None = None  # instead of the image's
     in_pot: bool = False  # the command is the pot's own program
     session_disk: str | None = None  # the writable layer, kept from run to run
     shell: bool = False  # a login shell, whatever the image's default command
@@ -240,15 +241,11 @@ def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, grou
     env.update(request.env or {})
     if request.tty:
         env.setdefault(b"TERM", b"linux")
-    argv = list(request.argv)
-    wants_default = not argv and not request.shell and not request.run_scripts
-    if record is not None and wants_default:
-        argv = [os.fsencode(word) for word in record.command]
     return Job(
-        argv=argv,
+        argv=_arguments(request, record),
         env=env,
         cwd=_directory(request, ground),
-        user=settings["user"].value,
+        user=_user(settings["user"], request, record),
         uid=caller.uid,
         gid=caller.gid,
         groups=_groups(caller, ground),
@@ -267,6 +264,28 @@ def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, grou
         search_path=_search_path(request, caller),
         run_scripts=request.run_scripts,
     )
+
+
+def _arguments(request: Request, record: Record | None) -> list[bytes]:
+    """The command, as docker composes it: the image's entrypoint, then the words given or its own.
+
+    Empty: a login shell, or what the image's scripts say.
+    """
+    given = list(request.argv)
+    if record is None or request.in_pot or request.shell or request.run_scripts:
+        return given
+    first = record.entrypoint if request.entrypoint is None else request.entrypoint
+    # Another entrypoint does not understand the arguments of the image's own.
+    own = record.command if request.entrypoint is None else ()
+    return [os.fsencode(word) for word in first] + (given or [os.fsencode(w) for w in own])
+
+
+def _user(setting: Setting, request: Request, record: Record | None) -> str:
+    """Who runs the command: as asked, else as the image wants, else the caller."""
+    wanted = record.user if record is not None and setting.origin == "default" else ""
+    if wanted and not request.in_pot and not request.shell:
+        return wanted
+    return str(setting.value)
 
 
 # Inside a user namespace, files of groups that are not mapped show this one (Linux's overflow
@@ -292,7 +311,7 @@ def _directory(request: Request, ground: Ground) -> bytes | None:
         start = JOB_DIR if ground.job_directory is not None else HOME
         return os.fsencode(os.path.join(start, request.workdir))
     record = request.image.record if request.image is not None else None
-    if ground.job_directory is None and record is not None and record.workdir:
+    if record is not None and record.workdir and not request.shell:
         return os.fsencode(record.workdir)
     return None
 

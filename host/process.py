@@ -98,11 +98,14 @@ def run_lines(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
+    data: int | None = None,
     hint: str = "",
 ) -> None:
     """Run a long tool, hand each line that it prints (stdout and stderr) to `on_line`.
 
-    Raises ToolError with the last lines when it fails.
+    With the descriptor `data`, stdout goes there and only stderr is lines.  Raises ToolError
+    with the last lines when it fails.
     """
     words = tuple(os.fspath(word) for word in argv)
     last: list[str] = []
@@ -111,17 +114,18 @@ def run_lines(
             words,
             cwd=cwd,
             env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdin=stdin,
+            stdout=subprocess.PIPE if data is None else data,
+            stderr=subprocess.STDOUT if data is None else subprocess.PIPE,
             start_new_session=True,
         )
     except FileNotFoundError as error:
         raise ToolError(f"{words[0]} is not installed", hint) from error
-    assert process.stdout is not None
+    lines = process.stdout if data is None else process.stderr
+    assert lines is not None
     try:
-        with process.stdout:
-            for raw in process.stdout:
+        with lines:
+            for raw in lines:
                 line = raw.decode(errors="replace").rstrip("\n")
                 last = [*last[-15:], line]
                 on_line(line)

@@ -68,6 +68,7 @@ def _surroundings_options(parser: argparse.ArgumentParser) -> None:
     add("--env-file", metavar="FILE", action="append", default=[], help="variables, one a line")
     add("-w", "--workdir", metavar="DIR", help="where the command starts")
     add("-u", "--user", metavar="USER", help="who runs it: user (default), root, a name, UID[:GID]")
+    add("--entrypoint", metavar="WORDS", help="instead of the image's; empty for none")
     add("--hostname", metavar="NAME", help="the guest's host name")
 
 
@@ -78,6 +79,8 @@ def _stream_options(parser: argparse.ArgumentParser) -> None:
     add("-T", dest="tty", action="store_const", const=False, help="give it none")
     add("-i", "--interactive", action="store_true", help=argparse.SUPPRESS)
     add("--rm", action="store_true", help=argparse.SUPPRESS)
+    # Nothing of the caller shows in the guest: images are built so, see host/images/steps.py.
+    add("--neutral", action="store_true", help=argparse.SUPPRESS)
     # How the launcher has the guest work on layers, see host/images/inguest.py.
     add("--in-pot", action="store_true", help=argparse.SUPPRESS)
     add("--log", metavar="FILE", help="write the guest's console there")
@@ -145,6 +148,8 @@ class Prepared:
         self.capabilities = capabilities.probe()
         self.hypervisor = choose(self.settings["hypervisor"])
         self.caller = Caller.of_this_process()
+        if getattr(args, "neutral", False):
+            self.caller = self.caller.neutral()
         tty = wants_terminal(args, self.caller.terminals)
         self.request: Request = _request(args, tty)
         if getattr(args, "session", None) is not None:
@@ -206,6 +211,7 @@ def _request(args: argparse.Namespace, tty: bool) -> Request:
         tty=tty,
         read_stdin=not args.no_stdin,
         shell=args.console,
+        entrypoint=_entrypoint(getattr(args, "entrypoint", None)),
         in_pot=args.in_pot,
         forwards=tuple(parse_forward(text) for text in args.publish),
         # What only the original's command line can ask for.
@@ -213,6 +219,15 @@ def _request(args: argparse.Namespace, tty: bool) -> Request:
         extra=getattr(args, "extra", ()),
         run_scripts=getattr(args, "run_scripts", False),
     )
+
+
+def _entrypoint(text: str | None) -> tuple[str, ...] | None:
+    import shlex
+
+    try:
+        return None if text is None else tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--entrypoint {text!r}: {error}", "quote it as in a shell") from None
 
 
 def find_image(reference: str) -> Image | None:

@@ -94,7 +94,8 @@ def _label(path: str, name: str) -> tuple[str, str]:
 def default_name(path: str) -> str:
     """An image name made of a file's name: lower case, without its endings."""
     stem = SUFFIXES.sub("", os.path.basename(path).lower())
-    return re.sub(r"[^a-z0-9._-]+", "-", stem).strip("._-")[: store.MAX_WORD] or "image"
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem).strip("._-")[: store.MAX_WORD] or "image"
+    return f"{name}-image" if name in store.RESERVED_NAMES else name
 
 
 @contextmanager

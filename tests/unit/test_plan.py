@@ -14,7 +14,7 @@ from apppot.host.commands import run
 from apppot.host.errors import UsageError
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.images.probe import ImageFormat, Probed
-from apppot.host.images.store import Image
+from apppot.host.images.store import Image, Record
 from apppot.host.plan import KernelChoice, LaunchPlan
 
 CALLER = Caller(
@@ -187,3 +187,52 @@ def test_forward(text: str, ports: tuple[int, int]) -> None:
 def test_bad_forward(text: str) -> None:
     with pytest.raises(UsageError):
         run.parse_forward(text)
+
+
+CONTAINER = replace(
+    IMAGE,
+    record=Record(
+        *("d", "tool", "1", "squashfs", 0),
+        entrypoint=("/entry",),
+        command=("one",),
+        env={"PATH": "/opt/tool:/bin"},
+        workdir="/data",
+        user="1000:5",
+    ),
+)
+
+
+CONSOLE: dict[str, Any] = {"shell": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "argv"),
+    [
+        ((), {}, [b"/entry", b"one"]),
+        ((b"a", b"b"), {}, [b"/entry", b"a", b"b"]),
+        ((), {"entrypoint": ("sh", "-c")}, [b"sh", b"-c"]),
+        ((b"a",), {"entrypoint": ()}, [b"a"]),
+        ((), CONSOLE, []),
+        ((b"x",), {"in_pot": True}, [b"x"]),
+    ],
+)
+def test_a_container_images_command(
+    words: tuple[bytes, ...], more: dict[str, Any], argv: list[bytes]
+) -> None:
+    assert plan(planning.Request(CONTAINER, words, **more)).job.argv == argv
+
+
+def test_a_container_images_surroundings() -> None:
+    job = plan(planning.Request(CONTAINER, ())).job
+    assert (job.user, job.cwd, job.env[b"PATH"]) == ("1000:5", b"/data", b"/opt/tool:/bin")
+    asked = plan(planning.Request(CONTAINER, (), workdir="/w", env={b"PATH": b"/x"}), user="root")
+    assert (asked.job.user, asked.job.cwd, asked.job.env[b"PATH"]) == ("root", b"/w", b"/x")
+    console = plan(planning.Request(CONTAINER, (), **CONSOLE)).job
+    assert (console.user, console.cwd) == ("user", None)
+
+
+def test_the_partition_of_a_sif_is_mounted_where_it_lies() -> None:
+    probed = Probed(ImageFormat.SIF, 1 << 20, "squashfs", 8192, 4096)
+    image = Image("/c.sif", ImageFormat.SIF, None, None, probed)
+    (layer,) = plan(planning.Request(image, COMMAND)).job.layers
+    assert (layer.fstype, layer.offset) == ("squashfs", 8192)
