@@ -32,6 +32,8 @@ GRACE_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 # A turn of the loop that took this much longer than asked means that the launcher was stopped.
 _STOPPED_SECONDS = 3.0
+# More than the time from one heartbeat to the next.
+_SILENCE_SECONDS = 1.5
 _CONSOLE_BYTES = 256 << 10
 # Between the end of its channel and the end of its process.
 _LAST_WORDS_SECONDS = 2.0
@@ -415,10 +417,11 @@ class Relay:
         """What is due by time: HELLO, heartbeat, time limit."""
         now = time.monotonic()
         limit = self._heartbeat_limit if self.outcome.hello else self._hello_timeout
+        # Asked at each turn of a silence, so that one who has just been continued has the whole
+        # limit to speak again.
+        if now - self._heard > _SILENCE_SECONDS and self._vm_is_stopped():
+            self._heard = now
         if now - self._heard > limit:
-            if self._vm_is_stopped():
-                self._heard = now
-                return
             what = "sent no heartbeat" if self.outcome.hello else "did not say HELLO"
             raise GuestFailed(f"the guest {what} for {limit:.0f} s: it hangs")
         self._time_is_up(now)

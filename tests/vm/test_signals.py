@@ -146,12 +146,12 @@ def _settled(count: Path) -> str:
 
 def test_stopped_machine_is_not_taken_for_hung(apppot: Launcher) -> None:
     """Stopping everything from outside, as batch systems do, is no failure of the guest."""
-    running = apppot.start(IMAGE, "sh", "-c", _COUNTER, env={"APPPOT_HEARTBEAT_LIMIT": "2"})
+    running = apppot.start(IMAGE, "sh", "-c", _COUNTER, env={"APPPOT_HEARTBEAT_LIMIT": "3"})
     assert running.line().decode().startswith(RELEASE)
     others = running.family() - {running.pid}
     for pid in others:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(4)  # twice the limit
+    time.sleep(5)  # more than the limit
     assert running.process.poll() is None
     for pid in others:
         os.kill(pid, signal.SIGCONT)
@@ -163,10 +163,10 @@ def test_stopped_machine_is_not_taken_for_hung(apppot: Launcher) -> None:
 
 def test_stopped_launcher_does_not_take_the_guest_for_hung(apppot: Launcher) -> None:
     running = apppot.start(
-        IMAGE, "sh", "-c", "uname -r; sleep 6; uname -r", env={"APPPOT_HEARTBEAT_LIMIT": "2"}
+        IMAGE, "sh", "-c", "uname -r; sleep 7; uname -r", env={"APPPOT_HEARTBEAT_LIMIT": "3"}
     )
     running.line()
     running.signal(signal.SIGSTOP)
-    time.sleep(4)  # twice the limit
+    time.sleep(5)  # more than the limit
     running.signal(signal.SIGCONT)
     assert running.finish().ok().decode().startswith(RELEASE)
