@@ -13,7 +13,7 @@ import stat
 from apppot.guest.protocol import frames
 
 # More than this at once goes through a file in the exchange directory instead of the serial line.
-_FRAME_BYTES = 8192
+_FRAME_BYTES = 1024
 _CHUNK_BYTES = 4 << 20
 _CHUNKS_UNDER_WAY = 4
 # What a poll for writing promises at least of a pipe (PIPE_BUF).
