@@ -167,6 +167,7 @@ def _digest_of(stream: object, digests: dict[str, str], name: str) -> None:
     digests[name] = digest.hexdigest()
 
 
+@pytest.mark.timeout(240)
 def test_one_gigabyte_on_both_outputs(apppot: Launcher) -> None:
     """Two seeded streams at once, neither lost, mixed nor reordered."""
     count = 1024
@@ -184,7 +185,7 @@ def test_one_gigabyte_on_both_outputs(apppot: Launcher) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(90)
+        thread.join(200)
     assert running.wait() == 0
     assert digests == {name: _golden(block, count) for name, block in blocks.items()}
 
