@@ -44,3 +44,7 @@ class HypervisorError(ApppotError):
 
 class BuildError(ApppotError):
     """A kernel, runtime or image could not be built."""
+
+
+class RepositoryError(ApppotError):
+    """A repository is unreachable, damaged, not trusted, or older than it was."""
