@@ -148,6 +148,7 @@ def test_stopped_machine_is_not_taken_for_hung(apppot: Launcher) -> None:
     """Stopping everything from outside, as batch systems do, is no failure of the guest."""
     running = apppot.start(IMAGE, "sh", "-c", _COUNTER, env={"APPPOT_HEARTBEAT_LIMIT": "3"})
     assert running.line().decode().startswith(RELEASE)
+    assert eventually((apppot.work / "count").exists)
     others = running.family() - {running.pid}
     for pid in others:
         os.kill(pid, signal.SIGSTOP)
