@@ -335,8 +335,8 @@ class Relay:
     def _passed_on(self, sink: Sink, count: int) -> None:
         if sink.closed:
             self._send(frames.encode(frames.CLOSED, sink.stream))
-        elif count:
-            self._send(frames.encode(frames.CREDIT, sink.stream, frames.U32.pack(count)))
+        elif credit := sink.credit(count):
+            self._send(frames.encode(frames.CREDIT, sink.stream, frames.U32.pack(credit)))
 
     def _mark(self, what: str) -> None:
         self.outcome.marks.append((what, time.monotonic()))

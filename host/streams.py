@@ -16,6 +16,7 @@ from apppot.guest.protocol import frames
 _FRAME_BYTES = 1024
 _CHUNK_BYTES = 4 << 20
 _CHUNKS_UNDER_WAY = 4
+_CREDIT_BYTES = frames.OUTPUT_CREDIT // 8
 # What a poll for writing promises at least of a pipe (PIPE_BUF).
 _SAFE_WRITE = 4096
 
@@ -29,6 +30,7 @@ class Sink:
         self._buffer = bytearray()
         self.closed = self._fd is None
         self.written = 0
+        self._owed = 0
 
     def fd(self) -> int | None:
         """The descriptor to poll for writing, while there is something to write."""
@@ -40,6 +42,18 @@ class Sink:
             return len(data)
         self._buffer += data
         return self.flush() if len(self._buffer) == len(data) else 0
+
+    def credit(self, count: int) -> int:
+        """The credit to give now, after `count` more bytes were passed on.
+
+        In large pieces while there is a backlog: a guest's serial line buffers 4096 bytes, which
+        a slow reader's many small ones would fill.
+        """
+        self._owed += count
+        if self._buffer and self._owed < _CREDIT_BYTES:
+            return 0
+        credit, self._owed = self._owed, 0
+        return credit
 
     def flush(self) -> int:
         """Write what the reader takes without waiting; the bytes written.
