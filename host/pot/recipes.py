@@ -53,6 +53,7 @@ class RuntimeRecipe:
     image: ImageSpec
     sudo: Path
     init: Path
+    bundler: Path
     digest: str
 
 
@@ -113,6 +114,7 @@ def load_runtime(folder: Path = RECIPES / "runtime") -> RuntimeRecipe:
             image=ImageSpec(image["uuid"], image["label"], image["time"], {}, devices),
             sudo=folder / "sudo.c",
             init=folder / "apppot-init",
+            bundler=folder / "bundle.py",
             digest=digest_files([folder / "recipe.toml", folder / "sudo.c"]),
         )
     except KeyError as error:

@@ -22,7 +22,9 @@ from apppot.host.progress import Progress
 
 SUDO = "usr/share/apppot/supply/usr/bin/sudo"
 INIT = "usr/sbin/apppot-init"
-AGENT = "usr/lib/apppot/apppot/guest"
+LIBRARY = "usr/lib/apppot"
+AGENT = f"{LIBRARY}/apppot/guest"
+BUNDLER = f"{LIBRARY}/bundle.py"
 # Part of the cache's key: raise it when the code below makes another tree of the same inputs.
 TREE_FORMAT = "1"
 IMAGE_FORMAT = "1"
@@ -73,7 +75,8 @@ def read_agent(recipe: RuntimeRecipe) -> dict[str, str]:
     """The agent's files: path in the runtime -> text, in a fixed order."""
     root = Path(next(iter(apppot.guest.__path__)))
     sources = sorted(path.relative_to(root) for path in root.rglob("*.py"))
-    return {INIT: recipe.init.read_text()} | {
+    own = {INIT: recipe.init.read_text(), BUNDLER: recipe.bundler.read_text()}
+    return own | {
         f"{AGENT}/{path}": (root / path).read_text() for path in sources
     }
 
@@ -254,11 +257,20 @@ def _image(recipe: RuntimeRecipe, tree: Path, agent: dict[str, str], work: Path)
         (staged / name).write_text(text)
     (staged / INIT).chmod(0o755)
     _compile(recipe, tree, staged)
+    _bundle(recipe, tree, staged)
     target = work / "runtime.ext4"
     spec = replace(recipe.image, modes={SUDO: 0o4755, "tmp": 0o1777, "var/tmp": 0o1777})
     with Progress("runtime: image"):
         write_image([tree, staged], target, spec, _tools(recipe, tree))
     return target
+
+
+def _bundle(recipe: RuntimeRecipe, python_root: Path, staged: Path) -> None:
+    """Put the modules of the boot path into one file, see image-recipes/runtime/bundle.py."""
+    library = staged / LIBRARY
+    python = _linked(recipe, python_root, recipe.python)
+    words = ["-S", "-s", "-P", "-B", str(staged / BUNDLER), str(library), f"/{LIBRARY}"]
+    run([*python, *words, str(library / "boot.bundle")], env=_python_env())
 
 
 def _tools(recipe: RuntimeRecipe, tree: Path) -> Tools:

@@ -16,7 +16,7 @@ from apppot.host.pot.runtime import matches
 def test_the_kernel_recipe_is_whole() -> None:
     recipe = recipes.load_kernel()
     assert recipe.package == "linux-source-7.2"
-    assert [path.name[:4] for path in recipe.patches] == [f"000{n}" for n in range(1, 8)]
+    assert [path.name[:4] for path in recipe.patches] == [f"000{n}" for n in range(1, 9)]
     for path in recipe.patches:
         assert "SPDX-License-Identifier: GPL-2.0\n" in path.read_text()
     wanted = recipes.config_lines(recipe.config)
