@@ -23,7 +23,7 @@ from apppot.host.repository.model import (
     decode_index,
     digest_of,
 )
-from apppot.host.repository.remote import Web
+from apppot.host.repository.remote import Unreachable, Web
 
 
 def fetch(web: Web, url: str) -> Index:
@@ -32,24 +32,33 @@ def fetch(web: Web, url: str) -> Index:
     Of many processes that ask at once, one does; the others take what it found.  Raises
     RepositoryError.
     """
-    trusted = keys.trusted_for(url)
     folder = _cache(url)
+    failure = os.path.join(folder, "failure.json")
     started = time.time()
     with files.locked(os.path.join(folder, "lock")) as waited:
         raw = _cached_signature(folder, started) if waited else None
-        fresh = raw is None
-        if raw is None:
-            raw = web.small(f"{url}/{SIGNATURE}", MAX_SIGNATURE)
-        signature = keys.read_signature(raw)
-        data = _read(os.path.join(folder, "index"))
-        if digest_of(data) != signature.index:
-            data = _download(web, url, signature.index)
-        keys.verify(data, signature, trusted, url)
-        index = decode_index(data)
-        _admit(url, index, signature.index)
-        if fresh:
-            files.write_atomic(os.path.join(folder, "index"), data)
-            files.write_atomic(os.path.join(folder, "signature"), raw)
+        if waited and raw is None:
+            files.raise_noted(failure, started)
+        try:
+            return _fetch(web, url, folder, raw)
+        except Unreachable as error:
+            files.note_failure(failure, error)
+            raise
+
+
+def _fetch(web: Web, url: str, folder: str, known: bytes | None) -> Index:
+    """The index that the signature `known` or else the server's is about, verified."""
+    raw = known or web.small(f"{url}/{SIGNATURE}", MAX_SIGNATURE)
+    signature = keys.read_signature(raw)
+    data = _read(os.path.join(folder, "index"))
+    if digest_of(data) != signature.index:
+        data = _download(web, url, signature.index)
+    keys.verify(data, signature, keys.trusted_for(url), url)
+    index = decode_index(data)
+    _admit(url, index, signature.index)
+    if known is None:
+        files.write_atomic(os.path.join(folder, "index"), data)
+        files.write_atomic(os.path.join(folder, "signature"), raw)
     return index
 
 

@@ -95,3 +95,22 @@ def locked(path: str, notice: str = "") -> Iterator[bool]:
         yield waited
     finally:
         os.close(handle)
+
+
+def note_failure(path: str, error: RepositoryError) -> None:
+    """Leave word for those who wait for the lock: a thousand jobs need not fail one by one."""
+    try:
+        write_state(path, {"cause": error.cause, "hint": error.hint})
+    except OSError:
+        pass
+
+
+def raise_noted(path: str, since: float) -> None:
+    """Raise what `note_failure` left at `path` after `since` (seconds since the epoch)."""
+    try:
+        if os.stat(path).st_mtime < since:
+            return
+    except OSError:
+        return
+    noted = read_state(path)
+    raise RepositoryError(str(noted.get("cause")), str(noted.get("hint", "")))

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from apppot.host import paths
@@ -94,11 +95,14 @@ def pull(wish: Wish) -> Pulled:
             return present
         place = os.path.join(store.user_store(), "pulls", entry.digest)
         notice = f"another process is fetching {entry.name}:{entry.version}; waiting for it"
-        with files.locked(f"{place}.lock", notice):
+        started = time.time()
+        with files.locked(f"{place}.lock", notice) as waited:
             present = _present(entry)
             if present is not None:
                 return present
-            done = _fetch(entry, mirrors, place)
+            if waited:
+                files.raise_noted(f"{place}.failure", started)
+            done = _fetch_or_note(entry, mirrors, place)
             _sweep(os.path.dirname(place), time.time() - STALE_SECONDS)
             return done
     except OSError as error:
@@ -207,6 +211,18 @@ def _tag(place: str, entry: Entry) -> None:
 
 
 # --- fetching ----------------------------------------------------------------------------------
+
+
+def _fetch_or_note(entry: Entry, mirrors: Mirrors, place: str) -> Pulled:
+    failure = f"{place}.failure"
+    try:
+        done = _fetch(entry, mirrors, place)
+    except RepositoryError as error:
+        files.note_failure(failure, error)
+        raise
+    with suppress(FileNotFoundError):
+        os.unlink(failure)
+    return done
 
 
 def _fetch(entry: Entry, mirrors: Mirrors, place: str) -> Pulled:

@@ -551,3 +551,33 @@ def test_a_publish_that_is_killed_leaves_a_working_repository(
     assert not list(server.root.rglob(".*.partial"))
     home(tmp_path / "user", monkeypatch)
     assert content(get("base:5", server.url)) == image(5, 24 * MEGABYTE)
+
+
+def test_those_who_wait_for_a_dead_server_fail_together(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("base", "1", image(1))
+    offer(server.root, "base:1")
+    user(tmp_path, monkeypatch, server.url)
+    monkeypatch.setattr(pull, "PAUSES", (1.0,))
+
+    def dead(path: str, data: bytes) -> bytes | None:
+        return None if "packs" in path else data
+
+    server.fault = dead
+    failures: list[ApppotError] = []
+
+    def attempt() -> None:
+        try:
+            get("base", server.url)
+        except RepositoryError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=attempt) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(failures) == 50
+    assert len({error.cause for error in failures}) == 1
+    assert server.count("packs") < 20
