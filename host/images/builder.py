@@ -10,14 +10,18 @@ import platform
 import re
 import shlex
 import shutil
+import sys
 import tarfile
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 
 from apppot.host import paths, process
 from apppot.host.errors import ApppotError, BuildError, ImageError
-from apppot.host.images import apt, pack, store
+from apppot.host.images import apt, pack, steps, store
+from apppot.host.images import recipe as recipes
+from apppot.host.images.guest_build import SCRIPT
 from apppot.host.images.recipe import Recipe, RecipeFile
 from apppot.host.progress import Progress
 
@@ -29,11 +33,14 @@ COMPILE_AGENT = (
     'PYTHONHASHSEED=0 chroot "$1" python3 -m compileall -q '
     "--invalidation-mode unchecked-hash /usr/lib/apppot"
 )
+COMPILE_IN_GUEST = COMPILE_AGENT.replace('chroot "$1" ', "")
 INSTALL_HINT = "apt-get install mmdebstrap squashfs-tools"
 MERGED_USR_HOOK = "/usr/share/mmdebstrap/hooks/merged-usr"
 # Root's build mounts /proc and /sys in its tree: in a namespace of its own these vanish with it
 # even when it is killed, and a later `rm -r` of the tree cannot reach the host's.
 PRIVATE_MOUNTS = ("unshare", "--mount", "--propagation", "private", "--")
+# Where a guest that builds sees the build's working directory.
+GUEST_WORK = "/mnt/apppot-work"
 PIN_FILE = "etc/apt/preferences.d/apppot-build"
 # What the build needs and the image must not keep: the machine's name, resolver and proxy.
 BUILD_ONLY = (
@@ -56,14 +63,23 @@ class BuildMode(StrEnum):
 
     ROOT = "root"
     UNSHARE = "unshare"
+    GUEST = "guest"  # as root of a virtual machine on the host's own system
+
+    @property
+    def word(self) -> str:
+        """mmdebstrap's own word for it."""
+        return "root" if self is BuildMode.GUEST else self.value
 
 
 def build(recipe: Recipe, name: str = "", *, force: bool = False) -> tuple[store.Record, bool]:
     """Build `recipe` into the user's store under its own name or `name` (NAME[:VERSION]).
 
     Returns the image's record and whether it was there already: the same recipe on the same
-    state of the package archive is not built again unless `force`.  Raises BuildError.
+    state of the package archive, or on the same parent, is not built again unless `force`.
+    Raises BuildError.
     """
+    if recipe.parent:
+        return _build_on_parent(recipe, name, force=force)
     label, version = _label(recipe, name)
     keyring = apt.keyring()
     lines = [
@@ -81,9 +97,70 @@ def build(recipe: Recipe, name: str = "", *, force: bool = False) -> tuple[store
     with store.workspace() as folder:
         image = os.path.join(folder, "image")
         _bootstrap(recipe, lines, mode, epoch, folder, image)
+        if recipe.run:
+            image = _with_steps(recipe, image, epoch, os.path.join(folder, "stepped"))
         record = store.add(image, _record(recipe, label, version, image))
     store.remember_build(key, record.digest)
     return record, False
+
+
+def _with_steps(recipe: Recipe, base: str, epoch: int, target: str) -> str:
+    """Do the recipe's steps on the image file `base`; the path of the result."""
+    found = store.resolve(base)
+    steps.build(found, (), b"", recipe.run, epoch, target, f"building {recipe.name}: steps")
+    return target
+
+
+def _build_on_parent(recipe: Recipe, name: str, *, force: bool) -> tuple[store.Record, bool]:
+    label, version = _label(recipe, name)
+    parent = _parent(recipe.parent)
+    digest = parent.digest or store.file_digest(parent.path)
+    inputs = (BUILDER_VERSION, SCRIPT, recipe.inputs(), digest)
+    key = hashlib.sha256(repr(inputs).encode()).hexdigest()
+    known = None if force else store.find_build(key)
+    if known is not None:
+        store.tag(store.user_store(), label, version, known.digest)
+        return known, True
+    epoch = steps.epoch_of(parent) if recipe.epoch is None else recipe.epoch
+    files = files_tar(recipe.files, epoch) if recipe.files else b""
+    run = (*((COMPILE_IN_GUEST,) if recipe.embed_agent else ()), *recipe.run)
+    with store.workspace() as folder:
+        image = os.path.join(folder, "image")
+        title = f"building {recipe.name}"
+        steps.build(parent, recipe.packages, files, run, epoch, image, title)
+        own = _record(recipe, label, version, image)
+        record = store.add(image, _inherited(own, parent.record, digest))
+    store.remember_build(key, record.digest)
+    return record, False
+
+
+def _parent(reference: str) -> store.Image:
+    """The parent image; built first where it is a recipe's and not there yet."""
+    try:
+        return store.resolve(reference)
+    except ImageError as missing:
+        try:
+            own = recipes.load(reference)
+        except ApppotError:
+            raise missing from None
+    build(own)
+    return store.resolve(reference)
+
+
+def _inherited(own: store.Record, parent: store.Record | None, digest: str) -> store.Record:
+    """A child's record: what its recipe does not say is its parent's."""
+    if parent is None:
+        return replace(own, parent=digest)
+    return replace(
+        own,
+        parent=digest,
+        command=own.command or parent.command,
+        # Another command is not meant for the parent's entrypoint.
+        entrypoint=() if own.command else parent.entrypoint,
+        env={**parent.env, **own.env},
+        workdir=own.workdir or parent.workdir,
+        user=own.user or parent.user,
+    )
 
 
 def _label(recipe: Recipe, name: str) -> tuple[str, str]:
@@ -111,7 +188,7 @@ def _record(recipe: Recipe, name: str, version: str, image: str) -> store.Record
         version=version,
         format="squashfs",
         size=0,
-        distribution=pack.distribution(image) or f"Debian {recipe.suite}",
+        distribution=pack.distribution(image) or f"Debian {recipe.suite}".rstrip(),
         description=recipe.description,
         recipe=os.path.basename(recipe.path),
         command=recipe.command,
@@ -125,17 +202,22 @@ def _record(recipe: Recipe, name: str, version: str, image: str) -> store.Record
 
 
 def choose_mode() -> BuildMode:
-    """How this caller can build; raises BuildError with what is missing."""
+    """How this caller can build; where user namespaces do not serve, in a virtual machine.
+
+    Raises BuildError where mmdebstrap is missing.
+    """
+    if shutil.which("mmdebstrap") is None:
+        raise BuildError("mmdebstrap is not installed", INSTALL_HINT)
     if os.geteuid() == 0:
         return BuildMode.ROOT
     problem = _unshare_problem()
-    if problem:
-        raise BuildError(
-            f"building as an ordinary user: {problem[0]}",
-            f"{problem[1]}; building inside a VM, which needs none of this, comes with a later "
-            "version",
-        )
-    return BuildMode.UNSHARE
+    if problem is None:
+        return BuildMode.UNSHARE
+    sys.stderr.write(
+        f"apppot: building in a virtual machine: {problem[0]}\n"
+        f"  faster, but for the administrator: {problem[1]}\n"
+    )
+    return BuildMode.GUEST
 
 
 def _unshare_problem() -> tuple[str, str] | None:
@@ -171,7 +253,8 @@ def bootstrap_argv(
     """mmdebstrap's command line.
 
     `options` is a file of apt options, `lines` the image's sources.list, `extra` a tar of the
-    recipe's files ("" for none), `target` a FIFO that takes the tar.
+    recipe's files ("" for none), `target` a FIFO that takes the tar.  In a guest, `target` is
+    the folder that it shows at GUEST_WORK, and the tar goes to stdout.
     """
     # The pin keeps usrmerge, and with it perl, out of a tree that is merged from the start.
     pin = (
@@ -181,12 +264,8 @@ def bootstrap_argv(
     )
     clean = " ".join(f'"$1/{path}"' for path in BUILD_ONLY)
     argv = [
-        # The FIFO is opened at the start, while it has a reader: an orphan that opened it at
-        # the end would wait for ever; so it dies of its broken pipe, or of its parent's death.
-        *("setpriv", "--pdeathsig", "TERM", "--"),
-        *(PRIVATE_MOUNTS if mode is BuildMode.ROOT else ()),
-        *("sh", "-c", 'exec "$@" >"$0"', target),
-        *("mmdebstrap", "--verbose", f"--mode={mode}", "--variant=minbase", "--format=tar"),
+        *_runner(mode, target),
+        *("mmdebstrap", "--verbose", f"--mode={mode.word}", "--variant=minbase", "--format=tar"),
         *(f"--aptopt={options}", "--dpkgopt=force-unsafe-io"),
         f"--include={','.join(('usr-is-merged', *recipe.packages))}",
         *(f"--hook-dir={MERGED_USR_HOOK}", f"--setup-hook={pin}"),
@@ -199,6 +278,24 @@ def bootstrap_argv(
     return [*argv, recipe.suite, "-", *lines]
 
 
+def _runner(mode: BuildMode, target: str) -> tuple[str, ...]:
+    """What executes mmdebstrap, with its stdout where the tar goes."""
+    if mode is BuildMode.GUEST:
+        machine = ("--mem", steps.MEMORY, "--scratch", steps.SCRATCH, "--network", "user")
+        return (
+            *(sys.executable, "-c", steps.LAUNCHER, "run", "--neutral", "-n", "-T", *machine),
+            *("--job-dir", "none", "-u", "root", "-w", "/", "-e", "SOURCE_DATE_EPOCH"),
+            *("-e", "LC_ALL", "-v", f"{target}:{GUEST_WORK}:ro", "host"),
+        )
+    return (
+        # The FIFO is opened at the start, while it has a reader: an orphan that opened it at
+        # the end would wait for ever; so it dies of its broken pipe, or of its parent's death.
+        *("setpriv", "--pdeathsig", "TERM", "--"),
+        *(PRIVATE_MOUNTS if mode is BuildMode.ROOT else ()),
+        *("sh", "-c", 'exec "$@" >"$0"', target),
+    )
+
+
 def _bootstrap(
     recipe: Recipe, lines: Iterable[str], mode: BuildMode, epoch: int, folder: str, image: str
 ) -> None:
@@ -209,6 +306,9 @@ def _bootstrap(
         _write_bytes(extra, files_tar(recipe.files, epoch))
     # The namespace's root is another user outside: it must reach these files, and only these.
     os.chmod(folder, 0o711)
+    if mode is BuildMode.GUEST:
+        _bootstrap_in_guest(recipe, lines, epoch, folder, image)
+        return
     fifo = os.path.join(folder, "fifo")
     os.mkfifo(fifo, 0o600)
     argv = bootstrap_argv(recipe, mode, options, lines, extra, fifo)
@@ -223,6 +323,22 @@ def _bootstrap(
                 raise BuildError(error.cause, error.hint) from None
             finally:
                 forward.finish()
+
+
+def _bootstrap_in_guest(
+    recipe: Recipe, lines: Iterable[str], epoch: int, folder: str, image: str
+) -> None:
+    extra = f"{GUEST_WORK}/files.tar" if recipe.files else ""
+    options = f"{GUEST_WORK}/apt.conf"
+    argv = bootstrap_argv(recipe, BuildMode.GUEST, options, lines, extra, folder)
+    env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C.UTF-8"}
+    with Progress(f"building {recipe.name} in a guest", PACKED) as progress:
+        watcher = BuildWatcher(progress)
+        try:
+            with pack.Packer(image, epoch, clamp=True) as packer:
+                process.run_lines(argv, watcher.line, env=env, data=packer.writer)
+        except ApppotError as error:
+            raise BuildError(error.cause, error.hint) from None
 
 
 class _Forward:

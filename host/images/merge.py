@@ -111,8 +111,12 @@ def _contents(
 def _data(stream: tarstream.Stream, member: tarfile.TarInfo, send: _Sender) -> None:
     """A file's contents, with the holes of a sparse one filled in: squashfs finds them again."""
     pieces = getattr(member, "sparse", None)
+    if pieces is None:
+        pieces = [(0, member.size)]
     done = 0
-    for start, length in [(0, member.size)] if pieces is None else pieces:
+    for start, length in pieces:
+        if not length:
+            continue  # GNU tar fills its table with those
         if start < done or start + length > member.size:
             raise ImageError(f"the sparse member {member.name!r} is damaged")
         send.zeros(start - done)

@@ -1,9 +1,11 @@
 """Recipes: what a base image is made of, as strict TOML.
 
 packages = ["hmmer"]
+run = ["ldconfig"]           # steps as root in a virtual machine with network
 
 [base]
 suite = "bookworm"           # a Debian suite; mirrors are the machine's own
+# parent = "debian-12"       # or, instead of a suite, an image of the store
 
 [image]
 name = "hmmer"
@@ -31,16 +33,14 @@ from typing import Any, NoReturn
 from apppot.host.errors import UsageError
 from apppot.host.images import store
 
-TOP_KEYS = ("base", "image", "packages", "files")
-BASE_KEYS = ("suite", "mirror", "components")
+TOP_KEYS = ("base", "image", "packages", "files", "run")
+BASE_KEYS = ("suite", "mirror", "components", "parent")
 IMAGE_KEYS = (
     *("name", "version", "description", "command", "user", "env", "workdir"),
     *("source_date_epoch", "embed_agent"),
 )
 FILE_KEYS = ("content", "source", "mode")
 LATER = {
-    "run": "`run` steps execute in a VM, which this version cannot do yet",
-    "base.parent": "parent images come with a later version",
     "size": "image sizes matter for disk images, which come with a later version",
 }
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+~:-]+)?")
@@ -79,13 +79,16 @@ class Recipe:
     epoch: int | None
     path: str
     embed_agent: bool = False
+    parent: str = ""  # an image of the store, instead of a suite
+    run: tuple[str, ...] = ()
 
     def inputs(self) -> str:
         """All that decides about the result, as text for a digest; not where the file lies."""
         fields = asdict(self)
         del fields["path"]
-        if not self.embed_agent:
-            del fields["embed_agent"]  # recipes from before it keep their key
+        for name in ("embed_agent", "parent", "run"):
+            if not fields[name]:
+                del fields[name]  # recipes from before it keep their key
         return repr(sorted(fields.items()))
 
 
@@ -145,11 +148,12 @@ def parse(text: str, path: str) -> Recipe:
     reader.check_keys(image, IMAGE_KEYS, "image.")
     stem = os.path.basename(path).removesuffix(".toml")
     embed = _flag(reader, image, "embed_agent")
+    parent = _parent(reader, base)
     files = [*_files(reader, reader.table(data, "files")), *(agent_files() if embed else ())]
     return Recipe(
         name=_name(reader, image, stem),
         version=_version(reader, image),
-        suite=_suite(reader, base),
+        suite="" if parent else _suite(reader, base),
         mirror=_mirror(reader, base),
         components=reader.texts(base, "components") or ("main",),
         packages=_packages(reader, data, ("python3",) if embed else ()),
@@ -162,6 +166,8 @@ def parse(text: str, path: str) -> Recipe:
         epoch=_epoch(reader, image),
         path=path,
         embed_agent=embed,
+        parent=parent,
+        run=_run(reader, data),
     )
 
 
@@ -201,8 +207,25 @@ def _version(reader: _Reader, image: Mapping[str, Any]) -> str:
 def _suite(reader: _Reader, base: Mapping[str, Any]) -> str:
     suite = reader.text(base, "suite")
     if not SUITE.fullmatch(suite):
-        reader.fail("`base.suite` must name a Debian suite", 'for instance suite = "bookworm"')
+        reader.fail(
+            "`base.suite` must name a Debian suite",
+            'for instance suite = "bookworm"; or a parent = "debian-12"',
+        )
     return suite
+
+
+def _parent(reader: _Reader, base: Mapping[str, Any]) -> str:
+    parent = reader.text(base, "parent")
+    if parent and len(base) > 1:
+        reader.fail("`base.parent` stands alone: suite and mirror are the parent's own")
+    return parent
+
+
+def _run(reader: _Reader, data: Mapping[str, Any]) -> tuple[str, ...]:
+    steps = reader.texts(data, "run")
+    if not all(step.strip() for step in steps):
+        reader.fail("`run` has an empty step")
+    return steps
 
 
 def _mirror(reader: _Reader, base: Mapping[str, Any]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from apppot.host.errors import ImageError, UsageError
-from apppot.host.images import apt, builder, recipe
+from apppot.host.images import apt, builder, recipe, steps, store
+from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.progress import Progress
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,46 @@ def test_a_whole_recipe() -> None:
     ]
 
 
+def test_a_recipe_on_a_parent_with_steps() -> None:
+    got = recipe.parse(
+        'run = ["make", "make install"]\n[base]\nparent = "debian-12:1"', "/r/x.toml"
+    )
+    assert (got.parent, got.suite, got.run) == ("debian-12:1", "", ("make", "make install"))
+    plain = recipe.parse(MINIMAL, "/r/x.toml")
+    assert "run" not in plain.inputs() and "parent" not in plain.inputs()
+
+
+def test_a_child_has_what_its_recipe_does_not_say_from_its_parent() -> None:
+    parent = store.Record(
+        *("p", "base", "1", "squashfs", 0),
+        command=("one",),
+        entrypoint=("/entry",),
+        env={"A": "1", "B": "1"},
+        workdir="/data",
+        user="app",
+    )
+    own = store.Record("", "child", "1", "squashfs", 0, env={"B": "2"})
+    got = builder._inherited(own, parent, "p" * 64)
+    assert (got.parent, got.entrypoint, got.command) == ("p" * 64, ("/entry",), ("one",))
+    assert (got.env, got.workdir, got.user) == ({"A": "1", "B": "2"}, "/data", "app")
+    got = builder._inherited(replace(own, command=("two",)), parent, "p" * 64)
+    assert (got.entrypoint, got.command) == ((), ("two",))
+
+
+def test_the_launcher_of_a_build() -> None:
+    probed = Probed(ImageFormat.RAW, 1 << 20, "mbr", 1 << 16, 1 << 19)
+    image = store.Image("/images/a disk.img", ImageFormat.RAW, None, None, probed)
+    words = steps.argv(image, True, ("a", "b"), ("make", "make install"), 17)
+    assert words[3:5] == ["run", "--neutral"]
+    assert "SOURCE_DATE_EPOCH=17" in words
+    place = words.index("/images/a disk.img")
+    assert words[place + 1 : place + 3] == ["/bin/sh", "-c"]
+    assert words[place + 4 :] == [
+        *("sh", "ext4", "ro,loop,offset=65536,noload", "/dev/ubdc", "files", "a b"),
+        *("make", "make install"),
+    ]
+
+
 def test_a_recipe_is_named_after_its_file() -> None:
     assert recipe.parse(MINIMAL, "/recipes/my-tool.toml").name == "my-tool"
 
@@ -62,8 +104,8 @@ def test_a_recipe_is_named_after_its_file() -> None:
     [
         ("pakages = []\n" + MINIMAL, "`pakages`", "packages"),
         ('[base]\nsuit = "x"', "`base.suit`", "base.suite"),
-        ("run = []\n" + MINIMAL, "`run` steps execute in a VM", ""),
-        ('[base]\nparent = "debian-12"', "parent images", ""),
+        ('run = ["a", " "]\n' + MINIMAL, "empty step", ""),
+        (MINIMAL + 'parent = "debian-12"', "stands alone", ""),
         ("", "base.suite", "bookworm"),
         ("packages = 3\n" + MINIMAL, "list of strings", ""),
         ('packages = ["a b"]\n' + MINIMAL, "package's name", ""),
