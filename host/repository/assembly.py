@@ -35,6 +35,7 @@ class Assembly:
         self._done = bytearray(len(chunk_map.chunks))
         self._changed = threading.Condition()
         self._closed = False
+        self._writers = 0
         self._dirty = False
         self._failure: OSError | None = None
         self._digest = hashlib.sha256()
@@ -53,6 +54,8 @@ class Assembly:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            # The descriptor's number may soon be another file's.
+            self._changed.wait_for(lambda: not self._writers)
         for thread in self._threads:
             thread.join()
         os.close(self._file)
@@ -79,11 +82,23 @@ class Assembly:
         ]
 
     def put(self, digest: str, data: bytes) -> None:
-        """Write a verified chunk wherever the image has it.  Raises OSError."""
+        """Write a verified chunk wherever the image has it.  Raises OSError.
+
+        Nothing is written once the assembly is closed, by however late a thread.
+        """
         numbers = self._numbers[digest]
         hole = self._empty and data.count(0) == len(data)
-        for number in () if hole else numbers:
-            pack.pwrite_all(self._file, data, self._starts[number])
+        with self._changed:
+            if self._closed:
+                return
+            self._writers += 1
+        try:
+            for number in () if hole else numbers:
+                pack.pwrite_all(self._file, data, self._starts[number])
+        finally:
+            with self._changed:
+                self._writers -= 1
+                self._changed.notify_all()
         self._mark(numbers)
 
     def _mark(self, numbers: list[int]) -> None:

@@ -43,6 +43,9 @@ GAP_BYTES = 32 << 10
 PAUSES = (0.5, 1.0, 2.0)
 STALE_SECONDS = 14 * 86400.0
 POLL_SECONDS = 0.1
+# A server that sends a byte now and then never times out; without a whole chunk for so long it
+# counts as gone.
+STALL_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -378,15 +381,25 @@ class _Download:
             for thread in threads:
                 thread.start()
             try:
-                for thread in threads:
-                    while thread.is_alive():
-                        thread.join(POLL_SECONDS)
-                        progress.update(self._fetched, f"of {self._total >> 20} MiB")
+                self._watch(threads, progress)
             finally:
                 self._stop.set()
             if self._failure is not None:
                 raise self._failure
         return self._fetched
+
+    def _watch(self, threads: Sequence[threading.Thread], progress: Progress) -> None:
+        seen, since = -1, time.monotonic()
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            alive[0].join(POLL_SECONDS)
+            progress.update(self._fetched, f"of {self._total >> 20} MiB")
+            if self._fetched != seen:
+                seen, since = self._fetched, time.monotonic()
+            elif time.monotonic() - since > STALL_SECONDS:
+                raise RepositoryError(
+                    f"no data for {STALL_SECONDS:.0f} s from {', '.join(self._mirrors.order())}",
+                    "pull again later, or from another mirror; what was fetched is kept",
+                )
 
     def _work(self) -> None:
         unpacking = chunks.Unpacking()

@@ -402,6 +402,26 @@ def test_a_server_that_is_not_there(
             get("base", *known)
 
 
+def test_a_server_that_stalls_is_given_up(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("base", "1", image(1))
+    offer(server.root, "base:1")
+    user(tmp_path, monkeypatch, server.url)
+    monkeypatch.setattr(pull, "STALL_SECONDS", 0.5)
+
+    def stall(path: str, data: bytes) -> bytes:
+        time.sleep(5 if "packs" in path else 0)
+        return data
+
+    server.fault = stall
+    started = time.monotonic()
+    with pytest.raises(RepositoryError, match="no data for"):
+        get("base", server.url)
+    assert time.monotonic() - started < 4
+    assert untouched()
+
+
 def test_an_endless_index_is_cut_off(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
