@@ -486,9 +486,12 @@ def hold(path: str) -> int:
     except OSError as error:
         raise ImageError(f"image {path!r} cannot be read: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for no longer than a removal takes
     except OSError:
-        pass  # being removed just now, or a file system without locks: the open file stays valid
+        return descriptor  # a file system without locks: the open file stays valid
+    if not os.path.exists(path):
+        os.close(descriptor)
+        raise ImageError(f"image {path!r} was removed just now", "apppot image list")
     return descriptor
 
 

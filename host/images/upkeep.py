@@ -6,10 +6,12 @@ image that a virtual machine uses loses its names at once and its file at the ne
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from apppot.host.errors import ImageError, UsageError
@@ -109,11 +111,12 @@ def _remove_content(store: str, digest: str) -> tuple[int, str]:
     if record is None or images.names_of(store, digest):
         return 0, ""
     path = images.blob_path(store, record)
-    if in_use(path):
-        return 0, f"{record.name} ({digest[:12]})"
-    freed = disk_size(path)
-    _unlink(os.path.join(store, "records", f"{digest}.json"))
-    _unlink(path)
+    with unused(path) as free:
+        if not free:
+            return 0, f"{record.name} ({digest[:12]})"
+        freed = disk_size(path)
+        _unlink(os.path.join(store, "records", f"{digest}.json"))
+        _unlink(path)
     return freed, ""
 
 
@@ -128,21 +131,51 @@ def _unlink(path: str) -> None:
         pass
 
 
-def in_use(path: str) -> bool:
-    """Whether a virtual machine of this host, or of another one on a shared store, has it open."""
+@contextmanager
+def unused(path: str) -> Iterator[bool]:
+    """Whether nobody uses the image file; if so, nobody begins to while the context lasts.
+
+    Sees users on other hosts of a shared file system as well, where that has locks (NFS has).
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
+        yield True  # there is none
+        return
+    try:
+        yield _lock(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: str) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    except OSError:
         return False
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            return True  # no locks here: an open file stays valid
+        return _lock_for_writing(descriptor, path)
+    return True
+
+
+def _lock_for_writing(descriptor: int, path: str) -> bool:
+    """NFS locks a file exclusively only for who could write to it."""
+    os.chmod(path, 0o644)
+    try:
+        writable = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     finally:
-        os.close(descriptor)
-    return False
+        os.chmod(path, 0o444)
+    os.dup2(writable, descriptor, inheritable=False)
+    os.close(writable)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def disk_size(path: str) -> int:
@@ -197,10 +230,11 @@ def _leftovers(store: str) -> Iterator[str]:
 
 
 def _remove_file(path: str) -> tuple[int, str]:
-    if in_use(path):
-        return 0, os.path.basename(path)
-    freed = disk_size(path)
-    _unlink(path)
+    with unused(path) as free:
+        if not free:
+            return 0, os.path.basename(path)
+        freed = disk_size(path)
+        _unlink(path)
     return freed, ""
 
 

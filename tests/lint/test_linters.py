@@ -25,7 +25,15 @@ def test_mypy_strict_on_the_package() -> None:
 
 @pytest.mark.timeout(300)
 def test_mypy_strict_on_tests_and_benchmarks() -> None:
-    check("mypy", "tests/lint", "tests/unit", "tests/vm", "tests/conftest.py", "benchmarks")
+    check(
+        "mypy",
+        "tests/lint",
+        "tests/unit",
+        "tests/host",
+        "tests/vm",
+        "tests/conftest.py",
+        "benchmarks",
+    )
 
 
 def test_ruff_finds_nothing() -> None:

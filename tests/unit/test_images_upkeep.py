@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -66,6 +68,26 @@ def test_an_image_in_use_keeps_its_file_until_prune(own_store: Path) -> None:
     removed = upkeep.remove(["a"])
     assert len(removed.kept) == 1 and len(blobs(own_store)) == 1
     assert upkeep.prune().kept
+    os.close(held)
+    assert not upkeep.prune().kept
+    assert blobs(own_store) == []
+
+
+def test_on_nfs_the_lock_needs_a_writer(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add("a")
+    path = store.resolve("a").path
+    real = fcntl.flock
+
+    def flock(descriptor: int, how: int) -> None:
+        access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if how & fcntl.LOCK_EX and access == os.O_RDONLY:
+            raise OSError(errno.EBADF, "as NFS says it")
+        real(descriptor, how)
+
+    held = store.hold(path)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert upkeep.remove(["a"]).kept
+    assert os.stat(path).st_mode & 0o777 == 0o444
     os.close(held)
     assert not upkeep.prune().kept
     assert blobs(own_store) == []
