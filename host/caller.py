@@ -28,6 +28,7 @@ class Caller:
     localtime: bytes | None
     closed: tuple[int, ...]  # of 0, 1, 2: not open
     terminals: tuple[int, ...]  # of 0, 1, 2: terminals
+    foreground: bool  # may read the terminal that is its stdin
 
     @classmethod
     def of_this_process(cls) -> Caller:
@@ -42,6 +43,7 @@ class Caller:
             localtime=_localtime(),
             closed=CLOSED,
             terminals=tuple(fd for fd in (0, 1, 2) if terminal.is_terminal(fd)),
+            foreground=_foreground(),
         )
 
     def neutral(self) -> Caller:
@@ -83,6 +85,14 @@ def _groups() -> tuple[tuple[int, str], ...]:
     except OSError:
         pass
     return tuple((gid, names.get(gid, f"group{gid}")) for gid in sorted(wanted))
+
+
+def _foreground() -> bool:
+    """False for a job that a shell has put behind: touching the terminal would stop it."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # not a terminal, or not the one that controls us
+        return True
 
 
 def _umask() -> int:

@@ -314,6 +314,8 @@ class Relay:
             self._source.stop()
         elif kind == frames.HELLO:
             self._hello(json.loads(payload))
+        elif kind == frames.STOPPED:
+            self._stopped()
         elif kind == frames.NETWORK_UP:
             self._on_network_up()
             self._send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
@@ -406,9 +408,17 @@ class Relay:
             self._send(frames.encode(frames.RESIZE, payload=frames.SIZE.pack(rows, columns)))
 
     def _stop(self) -> None:
-        """Ctrl-Z: stop the payload, then the launcher; `fg` continues both."""
+        """SIGTSTP: stop the payload, then the launcher; `fg` continues both."""
+        if self._tty is not None:
+            # It may have other plans for this signal; when it stops, the guest says so.
+            self._payload_signal(signal.SIGTSTP)
+            return
         # SIGTSTP would be ignored: the payload leads a session that nobody in the guest watches.
         self._payload_signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _stopped(self) -> None:
+        """Ctrl-Z on a terminal has stopped the payload: the launcher follows."""
         if self._tty is not None:
             self._tty.restore()
         os.kill(os.getpid(), signal.SIGSTOP)

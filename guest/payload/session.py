@@ -209,6 +209,7 @@ class Session:
         self.channel = channel
         self._go = False
         self._payload: process.Payload | None = None
+        self._tty = False
         self._outputs: list[Output] = []
         self._input = Input(None, False)
         self._status: int | None = None
@@ -236,7 +237,7 @@ class Session:
 
     def run(self, payload: process.Payload, tty: bool) -> dict[str, Any]:
         """Carry the payload's streams to its end; returns what EXIT says, not yet sent."""
-        self._payload = payload
+        self._payload, self._tty = payload, tty
         stdout = Output(frames.STDOUT, payload.stdout)
         stderr = Output(frames.STDERR, payload.stderr)
         self._outputs = [stdout, stderr]
@@ -352,14 +353,18 @@ class Session:
         self._childless = False
         while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 self._childless = True
                 return
             if pid == 0:
                 break
-            if self._payload is not None and pid == self._payload.pid:
+            if self._payload is None or pid != self._payload.pid:
+                continue
+            if not os.WIFSTOPPED(status):
                 self._status, self._usage = status, usage
+            elif self._tty:
+                self.channel.send(frames.STOPPED, payload=b"{}")
         if self._status is not None and self._leftover_deadline is None:
             self._leftovers_ended = True
             self._leftover_deadline = time.monotonic() + LEFTOVER_SECONDS

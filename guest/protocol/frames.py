@@ -31,6 +31,7 @@ HEARTBEAT = 2  # JSON: memory, load, CPU time
 EXIT = 3  # JSON: wait status or why the payload could not start; nothing follows
 FAILED = 4  # JSON: step and reason; the guest could not do its part, no payload ran on
 STARTED = 5  # JSON: the payload's first instruction is next
+STOPPED = 7  # JSON: the payload of a terminal has stopped, as by Ctrl-Z
 NETWORK_UP = 6  # JSON: the interface is up; the guest waits for one more GO
 # Host to guest.
 GO = 16  # JSON: version; start the payload
@@ -45,7 +46,20 @@ CLOSED = 35  # nobody reads the stream any more
 CHUNK_DONE = 36  # a chunk file of stdin was read to its end
 
 GUEST_TYPES = frozenset(
-    (HELLO, HEARTBEAT, EXIT, FAILED, STARTED, NETWORK_UP, DATA, CREDIT, END, CLOSED, CHUNK_DONE)
+    (
+        HELLO,
+        HEARTBEAT,
+        EXIT,
+        FAILED,
+        STARTED,
+        STOPPED,
+        NETWORK_UP,
+        DATA,
+        CREDIT,
+        END,
+        CLOSED,
+        CHUNK_DONE,
+    )
 )
 HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, DATA, CREDIT, END, CLOSED))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from apppot.host.errors import UsageError
 
 if TYPE_CHECKING:
+    from apppot.host.caller import Caller
     from apppot.host.config import Setting
     from apppot.host.images.store import Image
     from apppot.host.launch import Run
@@ -150,8 +151,8 @@ class Prepared:
         self.caller = Caller.of_this_process()
         if getattr(args, "neutral", False):
             self.caller = self.caller.neutral()
-        tty = wants_terminal(args, self.caller.terminals)
-        self.request: Request = _request(args, tty)
+        tty = wants_terminal(args, self.caller)
+        self.request: Request = _request(args, tty, self.caller)
         if getattr(args, "session", None) is not None:
             disk = hold_session(args, self.request, stack)
             self.request = replace(self.request, session_disk=disk)
@@ -183,8 +184,9 @@ def _digest(image: Image | None) -> str:
     return image.digest or file_digest(image.path)
 
 
-def wants_terminal(args: argparse.Namespace, terminals: tuple[int, ...]) -> bool:
+def wants_terminal(args: argparse.Namespace, caller: Caller) -> bool:
     """Whether the payload gets a terminal: as asked, else where stdin and stdout are terminals."""
+    terminals = caller.terminals if caller.foreground else ()
     if args.tty is not None:
         return bool(args.tty)
     if args.no_stdin:
@@ -192,7 +194,7 @@ def wants_terminal(args: argparse.Namespace, terminals: tuple[int, ...]) -> bool
     return (0 in terminals and 1 in terminals) or (args.console and 0 in terminals)
 
 
-def _request(args: argparse.Namespace, tty: bool) -> Request:
+def _request(args: argparse.Namespace, tty: bool, caller: Caller) -> Request:
     from apppot.host.planning import Request
 
     # Not os.fsencode on the way in: argv arrived by it, so this gives back the very bytes.
@@ -209,7 +211,8 @@ def _request(args: argparse.Namespace, tty: bool) -> Request:
         env=_environment(args),
         workdir=args.workdir,
         tty=tty,
-        read_stdin=not args.no_stdin,
+        # In the background, reading the terminal would stop the launcher.
+        read_stdin=not args.no_stdin and (caller.foreground or 0 not in caller.terminals),
         shell=args.console,
         entrypoint=_entrypoint(getattr(args, "entrypoint", None)),
         in_pot=args.in_pot,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ("tests/lint", "tests/unit", "tests/host", "tests/vm", "tests/conftest.py", "benchmarks")
 
 
 def check(*argv: str) -> None:

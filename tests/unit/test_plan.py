@@ -27,6 +27,7 @@ CALLER = Caller(
     localtime=b"TZif",
     closed=(),
     terminals=(),
+    foreground=True,
 )
 KERNEL = KernelChoice(
     path="/pot/linux",

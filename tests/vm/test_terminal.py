@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Terminal, eventually, kernels
+from vm_harness import IMAGE, RELEASE, Launcher, Terminal, eventually, kernels, myself
 
 OnTerminal = Callable[..., Terminal]
 _READY = "uname -r; stty size; echo ready; exec cat"
@@ -175,3 +177,43 @@ def test_large_output_on_a_terminal(on_terminal: OnTerminal) -> None:
     shown.expect(RELEASE.encode())
     lines = bytes(shown.seen).decode().split("\r\n")
     assert lines[:20000] == [str(n) for n in range(1, 20001)]
+
+
+@pytest.fixture
+def shell(apppot: Launcher, on_terminal: OnTerminal) -> Terminal:
+    """An interactive shell of the host, with job control, in which the launcher is a command."""
+    apppot.who = replace(apppot.who, command=("bash", "--norc", "--noprofile", "-i"))
+    program = shlex.join([*myself().command, "run", "--network", "none", IMAGE])
+    terminal = on_terminal(command="-i", env={"PS1": "host> ", "RUN": program})
+    terminal.expect(b"host> ")
+    return terminal
+
+
+def test_suspend_and_continue(shell: Terminal) -> None:
+    """Ctrl-Z stops guest and launcher, `fg` continues both, with the terminal each time right."""
+    loop = "uname -r; i=0; while read -r line; do i=$((i+1)); echo got$i:$line; done"
+    shell.type(b"$RUN sh -c '%s'\n" % loop.encode())
+    shell.expect(RELEASE.encode())
+    shell.type(b"one\n")
+    shell.expect(b"got1:one")
+    shell.type(b"\x1a")
+    shell.expect(b"Stopped")
+    shell.type(b"echo $((6*7))here\n")
+    shell.expect(b"42here")
+    shell.type(b"fg\n")
+    shell.type(b"two\n")
+    shell.expect(b"got2:two")
+    # What is typed before the prompt is there again, the key itself throws away.
+    prompts = shell.seen.count(b"host> ")
+    shell.type(b"\x03")
+    assert eventually(lambda: shell.seen.count(b"host> ") > prompts)
+    shell.type(b"echo status $?\n")
+    shell.expect(b"status 130")
+
+
+def test_in_the_background_the_terminal_stays_the_shells(shell: Terminal) -> None:
+    shell.type(b"$RUN sh -c 'uname -r; tty; echo do''ne' &\n")
+    shown = shell.expect(b"done")
+    assert RELEASE.encode() in shown
+    assert b"not a tty" in shown
+    assert b"Stopped" not in shown
