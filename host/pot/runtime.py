@@ -76,9 +76,7 @@ def read_agent(recipe: RuntimeRecipe) -> dict[str, str]:
     root = Path(next(iter(apppot.guest.__path__)))
     sources = sorted(path.relative_to(root) for path in root.rglob("*.py"))
     own = {INIT: recipe.init.read_text(), BUNDLER: recipe.bundler.read_text()}
-    return own | {
-        f"{AGENT}/{path}": (root / path).read_text() for path in sources
-    }
+    return own | {f"{AGENT}/{path}": (root / path).read_text() for path in sources}
 
 
 def _packages(recipe: RuntimeRecipe, refresh: bool) -> list[Package]:
