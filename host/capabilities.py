@@ -173,7 +173,7 @@ def memory_place(need: int, env: Mapping[str, str] = os.environ) -> tuple[str | 
     """
     places = [*MEMORY_PLACES[:2], env.get("XDG_RUNTIME_DIR", ""), env.get("TMPDIR", ""), "/tmp"]
     usable = [place for place in places if place and _serves(place, need)]
-    in_memory = [place for place in usable if _is_tmpfs(place)]
+    in_memory = [place for place in usable if file_system(place) == "tmpfs"]
     if in_memory:
         return in_memory[0], ""
     if usable:
@@ -190,12 +190,13 @@ def _serves(place: str, need: int) -> bool:
     return allows_exec and os.access(place, os.W_OK) and stat.f_bavail * stat.f_frsize >= need
 
 
-def _is_tmpfs(place: str) -> bool:
-    real, best, kind = os.path.realpath(place), "", ""
+def file_system(place: str) -> str:
+    """The kind of file system that `place` lies on; "unknown" where the mounts do not say."""
+    real, best, kind = os.path.realpath(place), "", "unknown"
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             _, point, fstype = line.split()[:3]
             inside = real == point or real.startswith(point.rstrip("/") + "/")
             if inside and len(point) >= len(best):
                 best, kind = point, fstype
-    return kind == "tmpfs"
+    return kind

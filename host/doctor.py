@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
-from apppot.host.capabilities import Capabilities, Memory
+from apppot.host.capabilities import Capabilities, Memory, file_system
 from apppot.host.config import Setting
 from apppot.host.confine import Confinement, choose
 from apppot.host.errors import HypervisorError
@@ -459,18 +459,7 @@ def _place(path: str) -> Place | None:
         return None
     stat = os.statvfs(path)
     allows_exec = not stat.f_flag & os.ST_NOEXEC
-    return Place(path, _kind(path), stat.f_bavail * stat.f_frsize, allows_exec)
-
-
-def _kind(path: str) -> str:
-    real, best, kind = os.path.realpath(path), "", "unknown"
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            _, point, fstype = line.split()[:3]
-            inside = real == point or real.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, fstype
-    return kind
+    return Place(path, file_system(path), stat.f_bavail * stat.f_frsize, allows_exec)
 
 
 def _run_place(env: Mapping[str, str]) -> Place | None:
