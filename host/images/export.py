@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,11 +31,13 @@ from apppot.host.progress import Progress
 CHUNK = 1 << 20
 TIMEOUT = 6 * 3600.0
 LAUNCHER = "from apppot.host.cli import main; main()"
-GUEST_IMAGE, GUEST_DISK = "/mnt/apppot-image", "/mnt/apppot-disk"
-# $1: file system, $2: mount options.  `host` is the system of this script: GNU tools.
+# Folders and not files: where only Landlock confines, a single file cannot be shown.
+GUEST_IMAGES, GUEST_DISK = "/mnt/apppot-images", "/mnt/apppot-disk"
+# $1: file system, $2: mount options, $3 image, $4 disk to write.  `host` is the system of this
+# script: GNU tools.
 MOUNT = f"""set -eu
 mkdir -p /run/export/image /run/export/disk
-mount -t "$1" -o "$2" {GUEST_IMAGE} /run/export/image
+mount -t "$1" -o "$2" "{GUEST_IMAGES}/$3" /run/export/image
 """
 TAR_SCRIPT = (
     MOUNT
@@ -51,9 +53,10 @@ cd /run/export/image
 files=$(find . -xdev | wc -l)
 kbytes=$(du -sk --apparent-size . | cut -f1)
 kbytes=$(((kbytes + 4 * files) * 6 / 5 + 65536))
-truncate -s "${{kbytes}}K" {GUEST_DISK}
-mke2fs -q -F -t ext4 -m 0 -N $((files * 5 / 4 + 4096)) {GUEST_DISK}
-mount -o loop {GUEST_DISK} /run/export/disk
+disk="{GUEST_DISK}/$4"
+truncate -s "${{kbytes}}K" "$disk"
+mke2fs -q -F -t ext4 -m 0 -N $((files * 5 / 4 + 4096)) "$disk"
+mount -o loop "$disk" /run/export/disk
 cp -a . /run/export/disk
 umount /run/export/disk
 """
@@ -107,24 +110,24 @@ def write_tar(image: Image, descriptor: int) -> None:
     _in_guest(image, TAR_SCRIPT, descriptor)
 
 
-def _in_guest(image: Image, script: str, descriptor: int, more: Sequence[str] = ()) -> None:
-    """Run `script` as root in a guest on this host's system, the image bound into it."""
+def _in_guest(image: Image, script: str, descriptor: int, disk: str = "") -> None:
+    """Run `script` as root in a guest on this host's system, which sees the image and `disk`."""
     kinds = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
     kind = kinds.get(image.format, str(image.format))
     options = "ro,loop" + (f",offset={image.probed.offset}" if image.probed.offset else "")
     options += ",noload" if kind == "ext4" else ""
-    with tempfile.TemporaryDirectory(prefix="apppot-export-") as folder:
-        # A name without odd characters, whatever the file's own is.
-        link = os.path.join(folder, "image")
-        os.symlink(os.path.abspath(image.path), link)
-        argv = [sys.executable, "-c", LAUNCHER, "run", "-n", "-T", "--network", "none"]
-        argv += ["--job-dir", "none", "-u", "root"]
-        argv += ["-v", f"{os.path.realpath(link)}:{GUEST_IMAGE}:ro", *more]
-        argv += ["host", "/bin/sh", "-c", script, "sh", kind, options]
-        try:
-            process.run(argv, stdout=descriptor, timeout=TIMEOUT)
-        except process.ToolError as error:
-            raise ImageError(f"the guest could not read the image: {error.cause}") from None
+    source = os.path.realpath(image.path)
+    argv = [sys.executable, "-c", LAUNCHER, "run", "-n", "-T", "--network", "none"]
+    argv += ["--job-dir", "none", "-u", "root"]
+    argv += ["-v", f"{os.path.dirname(source)}:{GUEST_IMAGES}:ro"]
+    if disk:
+        argv += ["-v", f"{os.path.dirname(os.path.realpath(disk))}:{GUEST_DISK}"]
+    argv += ["host", "/bin/sh", "-c", script, "sh", kind, options]
+    argv += [os.path.basename(source), os.path.basename(disk)]
+    try:
+        process.run(argv, stdout=descriptor, timeout=TIMEOUT)
+    except process.ToolError as error:
+        raise ImageError(f"the guest could not read the image: {error.cause}") from None
 
 
 # --- OCI ---------------------------------------------------------------------------------------
@@ -238,8 +241,7 @@ def _raw(image: Image, target: str) -> None:
     with open(target, "xb"):
         pass  # the guest gives it its length
     with open(os.devnull, "wb") as nowhere:
-        bind = f"{os.path.realpath(target)}:{GUEST_DISK}"
-        _in_guest(image, DISK_SCRIPT, nowhere.fileno(), ("-v", bind))
+        _in_guest(image, DISK_SCRIPT, nowhere.fileno(), target)
 
 
 def _qcow2(image: Image, target: str) -> None:
