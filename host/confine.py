@@ -92,7 +92,9 @@ def bubblewrap(
         kind = "--bind" if item.writable else "--ro-bind"
         words += [kind, item.source, f"{VIEW}/{item.name}"]
         for path in item.masked:
-            words += ["--tmpfs", f"{VIEW}/{item.name}/{path}"]
+            # A host without it has nothing to hide, and nowhere to mount.
+            if os.path.isdir(os.path.join(item.source, path)):
+                words += ["--tmpfs", f"{VIEW}/{item.name}/{path}"]
     words += ["--chdir", "/", "--"]
     return Sandbox(tuple(words), VIEW, TEMPORARY)
 

@@ -20,6 +20,25 @@ HOST_IMAGE = "host"
 # Of the host's root, what the image `host` leaves out: what belongs to this host's run, and homes.
 HOST_HIDDEN = ("proc", "sys", "dev", "run", "tmp", "var/tmp", "home", "root", "mnt", "media")
 
+
+# Below these lie no homes of all users, though one user's may.
+_SYSTEM = ("", "opt", "usr", "var", "srv", "etc")
+
+
+def hidden_of_host(env: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """What the image `host` hides for a caller, as paths below the root: with the usual, his home.
+
+    Where homes lie elsewhere, the directory that holds his is taken for the one of all homes.
+    """
+    home = os.path.normpath(os.fsdecode(env.get(b"HOME", b"/"))).lstrip("/")
+    place = os.path.dirname(home)
+    if place.split("/")[0] in _SYSTEM:
+        place = home
+    if not place or any(place == path or place.startswith(f"{path}/") for path in HOST_HIDDEN):
+        return HOST_HIDDEN
+    return (*HOST_HIDDEN, place)
+
+
 # Of the caller's environment, what makes no sense in the guest: paths and sockets of the host.
 _DROPPED = frozenset(
     b"HOME PATH USER LOGNAME SHELL PWD OLDPWD SHLVL _ MAIL HOSTNAME TMPDIR TMP TEMP DISPLAY "
@@ -110,7 +129,7 @@ def make_plan(
             f"{memory >> 20} MB of memory are too little for a guest", "ask for 64M or more: --mem"
         )
     network, warnings = _network(settings["network"], request, ground)
-    disks, shown, layers = _file_systems(request, ground)
+    disks, shown, layers = _file_systems(request, hidden_of_host(caller.env), ground)
     shown += [Shown("kernel", ground.kernel.path), Shown("runtime", ground.runtime)]
     mounts = _binds(request.binds, shown)
     if ground.job_directory is not None:
@@ -176,7 +195,9 @@ def _network(
     )
 
 
-def _file_systems(request: Request, ground: Ground) -> tuple[list[Disk], list[Shown], list[Layer]]:
+def _file_systems(
+    request: Request, hidden: tuple[str, ...], ground: Ground
+) -> tuple[list[Disk], list[Shown], list[Layer]]:
     """Disks, shown paths and layers: runtime, config drive, base image, changes."""
     disks = [Disk("runtime"), Disk("run/drive")]
     shown: list[Shown] = []
@@ -184,8 +205,8 @@ def _file_systems(request: Request, ground: Ground) -> tuple[list[Disk], list[Sh
     if request.cow is not None:
         _add_cow(request.cow, ground, disks, shown, layers)
     elif request.image is None:
-        shown.append(Shown("host", "/", masked=HOST_HIDDEN))
-        layers.append(Layer(source=b"host", fstype="hostfs", hidden=list(HOST_HIDDEN)))
+        shown.append(Shown("host", "/", masked=hidden))
+        layers.append(Layer(source=b"host", fstype="hostfs", hidden=list(hidden)))
     images = [*([request.image] if request.image is not None else []), *request.changes]
     for number, image in enumerate(images):
         device = ground.devices[len(disks)]

@@ -120,6 +120,7 @@ def _report(record: Run, args: argparse.Namespace) -> int:
     if complaint:
         sys.stderr.write(f"apppot: {complaint}\n")
     status = launch.exit_code(record.outcome)
+    _learn_calibration(record)
     if args.timeline or args.json:
         from apppot.host import timeline
 
@@ -129,6 +130,19 @@ def _report(record: Run, args: argparse.Namespace) -> int:
         if args.json:
             timeline.print_json(record, steps, status)
     return status
+
+
+def _learn_calibration(record: Run) -> None:
+    """Remember what this guest's kernel measured, so that the next one need not."""
+    kernel = record.plan.kernel
+    if kernel.lpj is not None or not kernel.tuned or record.console is None:
+        return
+    from apppot.host.pot import layout
+
+    _, found, rest = record.console.text().partition("(lpj=")
+    number = rest.partition(")")[0]
+    if found and number.isdigit():
+        layout.remember_lpj(kernel.digest, int(number))
 
 
 class Prepared:

@@ -45,7 +45,7 @@ def measure_lpj(kernel: Kernel) -> int | None:
     # A busy host only ever makes a calibration too low.
     value = max((lpj for lpj in boots if lpj is not None), default=None)
     if value is not None:
-        remember_lpj(kernel, value)
+        remember_lpj(kernel.digest, value)
     return value
 
 

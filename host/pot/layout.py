@@ -183,18 +183,18 @@ def _keep(path: str, value: dict[str, object]) -> None:
 
 def lpj_for(kernel: Kernel) -> int | None:
     """Loops per jiffy as measured for this kernel on this machine; None: not measured yet."""
-    facts = read_json(_lpj_path(kernel))
+    facts = read_json(_lpj_path(kernel.digest))
     value = facts.get("lpj") if facts else None
     return value if isinstance(value, int) and value > 0 else None
 
 
-def remember_lpj(kernel: Kernel, value: int) -> None:
-    """Keep what a boot of this kernel on this machine calibrated."""
-    _keep(_lpj_path(kernel), {"lpj": value})
+def remember_lpj(digest: str, value: int) -> None:
+    """Keep what a boot of the kernel with this digest calibrated on this machine."""
+    _keep(_lpj_path(digest), {"lpj": value})
 
 
-def _lpj_path(kernel: Kernel) -> str:
-    return os.path.join(cache_home(), "lpj", _hash(f"{kernel.digest}\0{_machine()}") + ".json")
+def _lpj_path(digest: str) -> str:
+    return os.path.join(cache_home(), "lpj", _hash(f"{digest}\0{_machine()}") + ".json")
 
 
 def _machine() -> str:

@@ -237,3 +237,22 @@ def test_the_partition_of_a_sif_is_mounted_where_it_lies() -> None:
     image = Image("/c.sif", ImageFormat.SIF, None, None, probed)
     (layer,) = plan(planning.Request(image, COMMAND)).job.layers
     assert (layer.fstype, layer.offset) == ("squashfs", 8192)
+
+
+@pytest.mark.parametrize(
+    ("home", "extra"),
+    [
+        (b"/home/alice", ()),
+        (b"/root", ()),
+        (b"/users/alice", ("users",)),
+        (b"/gpfs/home/alice", ("gpfs/home",)),
+        (b"/opt/alice", ("opt/alice",)),
+        (b"/var/lib/svc", ("var/lib/svc",)),
+        (b"/alice", ("alice",)),
+        (b"/", ()),
+    ],
+)
+def test_homes_of_the_host_are_hidden_wherever_they_are(
+    home: bytes, extra: tuple[str, ...]
+) -> None:
+    assert planning.hidden_of_host({b"HOME": home}) == (*planning.HOST_HIDDEN, *extra)

@@ -142,14 +142,14 @@ def test_lpj_is_kept_per_kernel(homes: Path) -> None:
     one = layout.Kernel("/k", "7.2", "a" * 64, True, frozenset(), None)
     two = layout.Kernel("/k", "7.2", "b" * 64, True, frozenset(), None)
     assert layout.lpj_for(one) is None
-    layout.remember_lpj(one, 29138944)
+    layout.remember_lpj(one.digest, 29138944)
     assert layout.lpj_for(one) == 29138944
     assert layout.lpj_for(two) is None
 
 
 def test_lpj_is_per_machine(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = layout.Kernel("/k", "7.2", "a" * 64, True, frozenset(), None)
-    layout.remember_lpj(kernel, 5)
+    layout.remember_lpj(kernel.digest, 5)
     monkeypatch.setattr(layout, "_machine", lambda: "another")
     assert layout.lpj_for(kernel) is None
 
@@ -165,7 +165,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (homes / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(homes / "file"))
-    layout.remember_lpj(layout.Kernel("/k", "7", "a", True, frozenset(), None), 5)
+    layout.remember_lpj("a", 5)
 
 
 def test_state_is_versioned_and_replaced_whole(tmp_path: Path) -> None:
