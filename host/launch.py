@@ -219,9 +219,11 @@ def _sandbox(
         )
     view = rundir.directory("view")
     for item in shown:
-        place = os.path.join(view, item.name)
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        os.symlink(os.path.abspath(item.source), place)
+        folder, _, file = item.name.partition("/")
+        # hostfs would show a link to a file as a link: it gets the file's directory, of which
+        # the guest shows that file only.
+        source = os.path.dirname(item.source) if file else item.source
+        os.symlink(os.path.abspath(source), os.path.join(view, folder))
     own = rundir.directory("uml")
     if record.confinement is Confinement.LANDLOCK:
         disks = [] if scratch is None else [Shown("", f"/proc/self/fd/{scratch}", writable=True)]

@@ -278,8 +278,12 @@ def parse_bind(text: str) -> Bind:
     if not target.startswith("/"):
         raise UsageError(f"--bind {text}: {target!r} is not an absolute path of the guest")
     if not os.path.exists(source):
-        raise UsageError(f"--bind {text}: {source} does not exist on this host")
-    return Bind(source, os.path.normpath(target), mode == "ro", not os.path.isdir(source))
+        hint = "SRC is a path of this host, DST one of the guest: --bind SRC:DST[:ro]"
+        raise UsageError(f"--bind {text}: {source} does not exist on this host", hint)
+    is_file = not os.path.isdir(source)
+    # A file by its own name: the guest mounts the directory that holds it.
+    place = os.path.realpath(source) if is_file else source
+    return Bind(place, os.path.normpath(target), mode == "ro", is_file)
 
 
 def parse_forward(text: str) -> tuple[int, int]:

@@ -78,9 +78,11 @@ def test_bind_read_only(apppot: Launcher, place: Path) -> None:
     assert b"Read-only file system" in result.err
 
 
-def test_bind_file(apppot: Launcher, place: Path) -> None:
+@pytest.mark.parametrize("confine", ["bubblewrap", "landlock", "off"])
+def test_bind_file(apppot: Launcher, place: Path, confine: str) -> None:
     (place / "config file").write_text("of the host")
-    words = ["--bind", f"{place / 'config file'}:/etc/some/config"]
+    (place / "link").symlink_to("config file")
+    words = ["--confine", confine, "--bind", f"{place / 'link'}:/etc/some/config"]
     script = "cat /etc/some/config; uname -r > /etc/some/config; ls /etc/some"
     assert apppot(*words, IMAGE, "sh", "-c", script).ok() == b"of the hostconfig\n"
     assert (place / "config file").read_text().startswith(RELEASE)
