@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 
@@ -33,3 +34,14 @@ def image_stores(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Image stores in the order they are searched: the site's (read-only), then the user's."""
     site = env.get("APPPOT_SITE_STORE", "/var/lib/apppot")
     return (os.path.join(site, "images"), os.path.join(data_home(env), "images"))
+
+
+def recipe_homes(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Where recipes are looked for: $APPPOT_RECIPES, the source tree, the installation."""
+    tree = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    places = (
+        env.get("APPPOT_RECIPES", ""),
+        os.path.join(tree, "image-recipes"),
+        os.path.join(sys.prefix, "share", "apppot", "recipes"),
+    )
+    return tuple(place for place in places if place)

@@ -24,7 +24,6 @@ import difflib
 import os
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from typing import Any, NoReturn
 
 from apppot.host.errors import UsageError
 from apppot.host.images import store
+from apppot.host.paths import recipe_homes
 
 TOP_KEYS = ("base", "image", "packages", "files", "run")
 BASE_KEYS = ("suite", "mirror", "components", "parent")
@@ -304,17 +304,6 @@ def _mode(reader: _Reader, entry: Mapping[str, Any]) -> int:
     return int(text, 8)
 
 
-def folders() -> tuple[str, ...]:
-    """Where recipes are looked for: $APPPOT_RECIPES, the source tree, the installation."""
-    tree = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    places = (
-        os.environ.get("APPPOT_RECIPES", ""),
-        os.path.join(tree, "image-recipes"),
-        os.path.join(sys.prefix, "share", "apppot", "recipes"),
-    )
-    return tuple(place for place in places if place)
-
-
 def find(reference: str) -> str:
     """The path of a recipe given by path, or by name with or without .toml.
 
@@ -323,11 +312,11 @@ def find(reference: str) -> str:
     if "/" in reference or os.path.isfile(reference):
         return reference
     name = reference.removesuffix(".toml") + ".toml"
-    for folder in folders():
+    for folder in recipe_homes():
         for candidate in (os.path.join(folder, "bases", name), os.path.join(folder, name)):
             if os.path.isfile(candidate):
                 return candidate
-    there = sorted({entry for folder in folders() for entry in _recipes_in(folder)})
+    there = sorted({entry for folder in recipe_homes() for entry in _recipes_in(folder)})
     near = difflib.get_close_matches(reference, there, 1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(there) or 'none'}"
     raise UsageError(f"there is no recipe {reference!r}", hint)

@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from apppot.host.errors import BuildError
+from apppot.host.paths import recipe_homes
 from apppot.host.pot.ext4 import ImageSpec
 
-RECIPES = Path(__file__).resolve().parents[2] / "image-recipes"
+
+def recipes(name: str) -> Path:
+    """The folder of the recipe `name` in the first place that has it."""
+    places = [Path(home) / name for home in recipe_homes()]
+    return next((place for place in places if place.is_dir()), places[-1])
+
+
 SOURCE_HINT = "build from a checkout of AppPot, or use `apppot pot import FILE.tar`"
 
 
@@ -66,8 +73,9 @@ def _load(path: Path) -> dict[str, Any]:
         raise BuildError(f"the recipe {path} is not valid TOML: {error}") from error
 
 
-def load_kernel(folder: Path = RECIPES / "kernel" / "uml") -> KernelRecipe:
+def load_kernel(folder: Path | None = None) -> KernelRecipe:
     """Read the kernel's recipe; raises BuildError where it is missing or wrong."""
+    folder = folder or recipes("kernel/uml")
     data = _load(folder / "recipe.toml")
     patches = tuple(sorted((folder / "patches").glob("*.patch")))
     files = [folder / "config", *patches]
@@ -93,8 +101,9 @@ def load_kernel(folder: Path = RECIPES / "kernel" / "uml") -> KernelRecipe:
         raise BuildError(f"the recipe {folder}/recipe.toml lacks {error}") from error
 
 
-def load_runtime(folder: Path = RECIPES / "runtime") -> RuntimeRecipe:
+def load_runtime(folder: Path | None = None) -> RuntimeRecipe:
     """Read the runtime's recipe; raises BuildError where it is missing or wrong."""
+    folder = folder or recipes("runtime")
     data = _load(folder / "recipe.toml")
     try:
         tree, image = data["tree"], data["image"]

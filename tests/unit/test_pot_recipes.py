@@ -57,7 +57,7 @@ def test_a_digest_changes_with_names_order_and_contents(tmp_path: Path) -> None:
 
 def test_a_changed_patch_is_another_kernel(tmp_path: Path) -> None:
     folder = tmp_path / "uml"
-    shutil.copytree(recipes.RECIPES / "kernel" / "uml", folder)
+    shutil.copytree(recipes.recipes("kernel/uml"), folder)
     before = recipes.load_kernel(folder)
     assert before.digest == recipes.load_kernel().digest
     patch = folder / "patches" / "0003-um-no-ipi-masking-on-one-cpu.patch"
