@@ -419,6 +419,3 @@ def describe(record: Run, reason: str = "") -> dict[str, object]:
         "shown": {item.name: item.source for item in record.plan.shown},
         "marks": record.marks,
     }
-
-
-__all__ = ["Run", "complaint", "describe", "exit_code", "memory_place", "run"]
