@@ -167,6 +167,9 @@ def become_payload(
         directory = job.cwd if job.cwd is not None else default_directory(job, account)
         what = f"working directory {os.fsdecode(directory)}"
         os.chdir(directory)
+        # Before the ids are the payload's: it must not be able to end who watches it.
+        if terminal:
+            _lead_session(failed)
         what = "set the limits and ids"
         _become(job, account)
         for number in job.closed:
@@ -182,6 +185,44 @@ def become_payload(
         os.write(failed, _REPORT.pack(5, False) + f"{what}: {error!r}".encode()[:1000])
     finally:
         os._exit(127)
+
+
+# What the leader of a terminal's session hands on to the payload's process group.
+_HANDED_ON = (
+    *(_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1),
+    *(_signal.SIGUSR2, _signal.SIGALRM, _signal.SIGXCPU, _signal.SIGTSTP),
+)
+
+
+def _lead_session(failed: int) -> None:
+    """Fork: return in the child, which has the terminal; its parent leads the session.
+
+    The kernel ignores Ctrl-Z in a process group that nobody of its session watches.  The leader
+    watches: when the payload stops it stops too, which the agent sees, and continues it when it
+    is continued; it ends as the payload ends.
+    """
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        _signal.signal(_signal.SIGTTOU, _signal.SIG_IGN)
+        os.tcsetpgrp(0, os.getpid())
+        _signal.signal(_signal.SIGTTOU, _signal.SIG_DFL)
+        return
+    os.close(failed)
+    _signal.set_wakeup_fd(-1)  # the agent's own
+    for number in _HANDED_ON:
+        _signal.signal(number, lambda number, _: os.killpg(pid, number))
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    while os.WIFSTOPPED(status):
+        os.kill(os.getpid(), _signal.SIGSTOP)
+        os.killpg(pid, _signal.SIGCONT)
+        _, status = os.waitpid(pid, os.WUNTRACED)
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if os.WTERMSIG(status) != _signal.SIGKILL:
+            _signal.signal(os.WTERMSIG(status), _signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
 
 
 def enter_root(root: str) -> None:
