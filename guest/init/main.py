@@ -1,7 +1,7 @@
 """PID 1 of the guest: an ordered list of named, timed steps from power-on to power-off.
 
-Import budget: os, time, struct, select, fcntl, termios, ctypes and this package; nothing that
-pulls in `re`, `enum` or `socket` (a test holds it).
+Import budget: os, time, struct, select, fcntl, termios, resource and this package; nothing that
+pulls in `re`, `enum`, `typing` or `socket` (a test holds it).
 """
 
 from __future__ import annotations
@@ -186,7 +186,14 @@ def _serve(boot: Boot, served: session.Session) -> None:
     boot.step = "payload"
     argv, place = _command(boot), "" if boot.job.in_pot else root.ROOT
     who = process.find_account(boot.job, place)
-    report = served.run(process.start(boot.job, who, argv, place), boot.job.tty)
+    started = process.start(boot.job, who, argv, place)
+
+    def join(description: bytes, pid: int) -> tuple[process.Payload, bool]:
+        job = Job.load(description)
+        who = process.find_account(job, place)
+        return process.start(job, who, job.argv, place, pid), job.tty
+
+    report = served.run(started, boot.job.tty, join)
     boot.step = "outputs"
     if boot.in_place:
         root.release(boot.points)
