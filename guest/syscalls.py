@@ -32,6 +32,7 @@ _SYS_MOUNT = 165
 _SYS_UMOUNT2 = 166
 _SYS_REBOOT = 169
 _SYS_UNSHARE = 272
+_SYS_SETNS = 308
 _SYS_FINIT_MODULE = 313
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -103,6 +104,11 @@ def umount(target: str | bytes, flags: int = 0) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _call(f"unshare {flags:#x}", _SYS_UNSHARE, flags)
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2)."""
+    _call("setns", _SYS_SETNS, fd, kind)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

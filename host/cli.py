@@ -20,6 +20,11 @@ from apppot.host.errors import EXIT_FAILED, ApppotError
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "run a command in a virtual machine"),
     "console": ("run", "open a console in a virtual machine"),
+    "exec": ("exec", "run a command in a virtual machine that runs already"),
+    "ps": ("ps", "list the virtual machines"),
+    "logs": ("logs", "show what a run in the background has written"),
+    "wait": ("wait", "wait for runs to end; return their status"),
+    "stop": ("stop", "end runs: SIGTERM, after a while SIGKILL"),
     "doctor": ("doctor", "say what this machine can do, and what to mend"),
     "image": ("image", "build, import and list images"),
     "pull": ("pull", "bring an image from a repository"),

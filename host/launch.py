@@ -13,8 +13,9 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from apppot.guest.protocol import drive
 from apppot.host import confine, cpus, network, terminal
@@ -37,6 +38,10 @@ from apppot.host.rundir import RunDir
 from apppot.host.spawn import Child, spawn
 from apppot.host.streams import Sink, Source
 
+if TYPE_CHECKING:
+    from apppot.host.book import Book
+    from apppot.host.joined import Joined
+
 _ENOENT = 2
 
 
@@ -56,16 +61,22 @@ class Run:
 
 
 def run(
-    plan: LaunchPlan, hypervisor: Hypervisor, capabilities: Capabilities, read_stdin: bool
+    plan: LaunchPlan,
+    hypervisor: Hypervisor,
+    capabilities: Capabilities,
+    read_stdin: bool,
+    open_book: Callable[[], Book] | None = None,
 ) -> Run:
-    """Run the plan to its end.  Raises HypervisorError when the guest failed, Aborted when a
-    signal came before the payload."""
+    """Run the plan to its end; what `open_book` makes lets others find and join it.
+
+    Raises HypervisorError when the guest failed, Aborted when a signal came before the payload.
+    """
     record = Run(plan)
     for warning in plan.warnings:
         sys.stderr.write(f"apppot: warning: {warning}\n")
     try:
         with contextlib.ExitStack() as stack:
-            relay = _start(record, hypervisor, capabilities, read_stdin, stack)
+            relay = _start(record, hypervisor, capabilities, read_stdin, stack, open_book)
             record.outcome = relay.outcome
             relay.run()
     except GuestFailed as failure:
@@ -80,6 +91,7 @@ def _start(
     capabilities: Capabilities,
     read_stdin: bool,
     stack: contextlib.ExitStack,
+    open_book: Callable[[], Book] | None,
 ) -> Relay:
     plan = record.plan
     _check_file_size(plan)
@@ -120,10 +132,13 @@ def _start(
     record.mark("hypervisor")
     theirs.close()
     os.close(console_write)
+    # While the guest boots: nothing waits for it.
+    book = None if open_book is None else open_book()
+    listener = None if book is None else stack.enter_context(book.open(rundir.path))
     record.console = Console(console_read, _log(plan, stack))
     if tty is not None:
         tty.raw()
-    return _relay(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin)
+    return _relay(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin, book, listener)
 
 
 def _hold_images(plan: LaunchPlan, stack: contextlib.ExitStack) -> None:
@@ -142,6 +157,8 @@ def _relay(
     tty: terminal.Terminal | None,
     helper: int | None,
     read_stdin: bool,
+    book: Book | None,
+    listener: socket.socket | None,
 ) -> Relay:
     assert record.console is not None
     plan = record.plan
@@ -158,7 +175,16 @@ def _relay(
         helper=helper,
         vm_is_stopped=lambda: any_stopped(vm.pid),
         on_network_up=lambda: _forward(plan, net),
+        on_started=bool if book is None else book.started,
+        listener=listener,
+        join=lambda relay: _joined(plan, exchange, relay),
     )
+
+
+def _joined(plan: LaunchPlan, exchange: str, relay: Relay) -> Joined:
+    from apppot.host.joined import Joined
+
+    return Joined(plan.job, exchange, relay.send, relay.stop)
 
 
 def _forward(plan: LaunchPlan, net: str) -> None:

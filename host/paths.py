@@ -19,6 +19,12 @@ def cache_home(env: Mapping[str, str] = os.environ) -> str:
     return os.path.join(root, "apppot")
 
 
+def state_home(env: Mapping[str, str] = os.environ) -> str:
+    """What runs leave behind: records, logs ($XDG_STATE_HOME/apppot)."""
+    root = env.get("XDG_STATE_HOME") or os.path.join(env.get("HOME", "/"), ".local", "state")
+    return os.path.join(root, "apppot")
+
+
 def config_files(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Configuration files, the site's before the user's, which overrides it."""
     root = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME", "/"), ".config")

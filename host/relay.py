@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apppot.guest.protocol import frames
 from apppot.host import network, terminal
@@ -23,6 +23,11 @@ from apppot.host.errors import EXIT_SIGNAL_BASE, UsageError
 from apppot.host.spawn import Child
 from apppot.host.streams import Sink, Source
 from apppot.host.units import parse_duration
+
+if TYPE_CHECKING:
+    import socket
+
+    from apppot.host.joined import Joined
 
 # Seconds without a word from the guest after which it is taken for hung.
 HEARTBEAT_LIMIT = 30.0
@@ -159,11 +164,17 @@ class Relay:
         helper: int | None,
         vm_is_stopped: Callable[[], bool],
         on_network_up: Callable[[], object],
+        on_started: Callable[[], object] = bool,
+        listener: socket.socket | None = None,
+        join: Callable[[Relay], Joined] | None = None,
     ) -> None:
         self._channel, self._vm, self._console = channel, vm, console
         self._source, self._sinks, self._tty = source, sinks, tty
         self._helper, self._vm_is_stopped = helper, vm_is_stopped
-        self._on_network_up = on_network_up
+        self._on_network_up, self._on_started = on_network_up, on_started
+        # Where others ask for processes beside the payload; loaded when the first one does.
+        self._listener, self._join = listener, join
+        self._joined: Joined | None = None
         self._hello_timeout = hello_timeout
         self._time_limit = time_limit
         self._decoder = frames.Decoder(frames.GUEST_TYPES)
@@ -192,9 +203,13 @@ class Relay:
             return self.outcome
         finally:
             restore()
+            if self._joined is not None:
+                self._joined.close()
 
     def _finished(self) -> bool:
-        return bool(self.outcome.report) and all(sink.fd() is None for sink in self._sinks)
+        if not self.outcome.report or any(sink.fd() is not None for sink in self._sinks):
+            return False
+        return self._joined is None or self._joined.finished()
 
     def _catch_signals(self) -> tuple[int, Callable[[], None]]:
         read, write = os.pipe()
@@ -230,6 +245,10 @@ class Relay:
         for sink in self._sinks:
             if (fd := sink.fd()) is not None:
                 poll.register(fd, select.POLLOUT)
+        if self._listener is not None and self._started:
+            poll.register(self._listener, select.POLLIN)
+        if self._joined is not None:
+            self._joined.register(poll)
         before = time.monotonic()
         ready = dict(poll.poll(1000))
         self._forgive(time.monotonic() - before)
@@ -255,14 +274,26 @@ class Relay:
             self._channel_ready(ready[self._channel])
         if source is not None and source in ready and self._source.fd() is not None:
             for frame in self._source.read():
-                self._send(frame)
+                self.send(frame)
         for sink in self._sinks:
             if sink.fd() in ready:
                 self._passed_on(sink, sink.flush())
+        if self._listener is not None and self._listener.fileno() in ready:
+            self._welcome()
+        if self._joined is not None:
+            self._joined.handle(ready)
+
+    def _welcome(self) -> None:
+        assert self._listener is not None
+        if self._joined is None and self._join is not None:
+            self._joined = self._join(self)
+        if self._joined is not None:
+            self._joined.accept(self._listener)
 
     # -- channel -----------------------------------------------------------------------------
 
-    def _send(self, frame: bytes) -> None:
+    def send(self, frame: bytes) -> None:
+        """Send a frame to the guest, as far as it still listens."""
         if self.outcome.report:
             return
         self._out += frame
@@ -301,7 +332,11 @@ class Relay:
             raise GuestFailed(f"the guest broke the channel's protocol: {error}") from error
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
-        if kind == frames.DATA:
+        if stream >= frames.STREAMS:
+            if self._joined is None:
+                raise frames.FrameError(f"stream {stream} of a process that nobody started")
+            self._joined.frame(kind, stream, payload)
+        elif kind == frames.DATA:
             sink = self._sink(stream)
             self._passed_on(sink, sink.add(payload))
         elif kind == frames.HEARTBEAT:
@@ -318,10 +353,11 @@ class Relay:
             self._stopped()
         elif kind == frames.NETWORK_UP:
             self._on_network_up()
-            self._send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
+            self.send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
         elif kind == frames.STARTED:
             self._mark("payload")
             self._started = True
+            self._on_started()
         elif kind == frames.EXIT:
             self._mark("exit")
             self.outcome.report = checked_report(json.loads(payload))
@@ -336,9 +372,9 @@ class Relay:
 
     def _passed_on(self, sink: Sink, count: int) -> None:
         if sink.closed:
-            self._send(frames.encode(frames.CLOSED, sink.stream))
+            self.send(frames.encode(frames.CLOSED, sink.stream))
         elif credit := sink.credit(count):
-            self._send(frames.encode(frames.CREDIT, sink.stream, frames.U32.pack(credit)))
+            self.send(frames.encode(frames.CREDIT, sink.stream, frames.U32.pack(credit)))
 
     def _mark(self, what: str) -> None:
         self.outcome.marks.append((what, time.monotonic()))
@@ -376,7 +412,7 @@ class Relay:
 
     def _go(self) -> None:
         self._mark("go")
-        self._send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
+        self.send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
         if self._time_limit is not None:
             self._limit_at = time.monotonic() + self._time_limit
 
@@ -400,12 +436,12 @@ class Relay:
             self._payload_signal(number)
 
     def _payload_signal(self, number: int) -> None:
-        self._send(frames.encode(frames.SIGNAL, payload=frames.U32.pack(number)))
+        self.send(frames.encode(frames.SIGNAL, payload=frames.U32.pack(number)))
 
     def _resize(self) -> None:
         if self._tty is not None:
             rows, columns = terminal.size(self._tty.fd)
-            self._send(frames.encode(frames.RESIZE, payload=frames.SIZE.pack(rows, columns)))
+            self.send(frames.encode(frames.RESIZE, payload=frames.SIZE.pack(rows, columns)))
 
     def _stop(self) -> None:
         """SIGTSTP: stop the payload, then the launcher; `fg` continues both."""
@@ -436,6 +472,12 @@ class Relay:
             raise GuestFailed(f"the guest {what} for {limit:.0f} s: it hangs")
         self._time_is_up(now)
 
+    def stop(self, grace: float) -> None:
+        """End the payload: SIGTERM now, after `grace` seconds SIGKILL."""
+        self._payload_signal(signal.SIGTERM)
+        self._payload_signal(signal.SIGCONT)
+        self._kill_at = time.monotonic() + grace
+
     def _last_words(self) -> str:
         """How the virtual machine ended; takes the rest of its console."""
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
@@ -456,4 +498,4 @@ class Relay:
             self._give_up_at = now + _KILL_SECONDS
             self._payload_signal(signal.SIGKILL)
         if self._give_up_at is not None and now >= self._give_up_at:
-            raise GuestFailed("the payload could not be ended at its time limit")
+            raise GuestFailed("the payload could not be ended")

@@ -116,6 +116,25 @@ def spawn(
     return Child(pid, argv)
 
 
+def detach() -> tuple[bool, int]:
+    """Fork a process that outlives this one, in a session of its own.
+
+    Gives (True, descriptor to write to) in it, and (False, descriptor to read that) here.
+    """
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(write)
+        os.waitpid(pid, 0)
+        return False, read
+    os.setsid()
+    # Not the session's leader: it never gets a terminal by opening one.
+    if os.fork():
+        os._exit(0)
+    os.close(read)
+    return True, write
+
+
 def _load_prctl() -> Callable[[int, int], int]:
     """prctl(2), loaded before the fork: a child should not import."""
     import ctypes

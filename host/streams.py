@@ -6,19 +6,25 @@ a pipe or terminal is opened anew for that.
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import stat
 
 from apppot.guest.protocol import frames
 
-# More than this at once goes through a file in the exchange directory instead of the serial line.
-_FRAME_BYTES = 1024
+# What goes through a file in the exchange directory instead of the serial line is more than this
+# part of the window at once.
+_WINDOW_PARTS = 3
 _CHUNK_BYTES = 4 << 20
 _CHUNKS_UNDER_WAY = 4
+# The window of a process that joined: the line's buffer is shared by all, see frames.INPUT_CREDIT.
+JOINED_WINDOW = 96
 _CREDIT_BYTES = frames.OUTPUT_CREDIT // 8
 # What a poll for writing promises at least of a pipe (PIPE_BUF).
 _SAFE_WRITE = 4096
+# Names of files in the exchange directory, which all streams of a launcher share.
+_names = itertools.count()
 
 
 class Sink:
@@ -26,6 +32,7 @@ class Sink:
 
     def __init__(self, stream: int, fd: int) -> None:
         self.stream = stream
+        self._given = fd
         self._fd, self._limit = _writable(fd)
         self._buffer = bytearray()
         self.closed = self._fd is None
@@ -35,6 +42,14 @@ class Sink:
     def fd(self) -> int | None:
         """The descriptor to poll for writing, while there is something to write."""
         return self._fd if self._buffer and not self.closed else None
+
+    def close(self) -> None:
+        """Write nothing any more; the descriptor that was given stays open."""
+        if self._fd is not None and self._fd != self._given:
+            os.close(self._fd)
+        self._fd = None
+        self.closed = True
+        self._buffer.clear()
 
     def add(self, data: bytes) -> int:
         """Take data and write what can be written; the bytes that are passed on by that."""
@@ -96,20 +111,29 @@ def _writable(fd: int) -> tuple[int | None, int]:
 
 
 class Source:
-    """The launcher's stdin: frames for a little, chunk files for a lot."""
+    """The launcher's stdin, or that of a process that joined: frames for a little, chunk files for
+    a lot."""
 
-    def __init__(self, fd: int | None, exchange: str, tty: bool) -> None:
+    def __init__(
+        self,
+        fd: int | None,
+        exchange: str,
+        tty: bool,
+        stream: int = frames.STDIN,
+        window: int = frames.INPUT_CREDIT,
+    ) -> None:
         self._exchange = exchange
         self._tty = tty
-        self._credit = frames.INPUT_CREDIT
+        self._stream = stream
+        self._credit = window
+        self._frame_bytes = window // _WINDOW_PARTS
         self._fd = fd
-        self._next = 0
-        self._under_way = 0
+        self._under_way: set[str] = set()
         self._regular = fd is not None and stat.S_ISREG(os.fstat(fd).st_mode)
 
     def fd(self) -> int | None:
         """The descriptor to poll for reading, while the guest takes more."""
-        room = self._credit >= _FRAME_BYTES and self._under_way < _CHUNKS_UNDER_WAY
+        room = self._credit >= self._frame_bytes and len(self._under_way) < _CHUNKS_UNDER_WAY
         return self._fd if room else None
 
     def stop(self) -> None:
@@ -122,30 +146,33 @@ class Source:
 
     def chunk_done(self, name: str) -> None:
         """The payload took the chunk file `name`."""
-        self._under_way -= 1
-        os.unlink(os.path.join(self._exchange, str(int(name))))
+        self._under_way.remove(name)
+        os.unlink(os.path.join(self._exchange, name))
+
+    def forget(self) -> None:
+        """The process has ended: remove what it did not take."""
+        self._fd = None
+        while self._under_way:
+            os.unlink(os.path.join(self._exchange, self._under_way.pop()))
 
     def read(self) -> list[bytes]:
         """Read what there is; the frames that carry it."""
         assert self._fd is not None
         try:
-            data = os.read(self._fd, _FRAME_BYTES if self._tty else 1 << 16)
+            data = os.read(self._fd, self._frame_bytes if self._tty else 1 << 16)
         except OSError:  # EIO: a terminal that is gone
             data = b""
         if not data:
             self._fd = None
-            return [frames.encode(frames.END, frames.STDIN)]
-        if len(data) <= _FRAME_BYTES:
+            return [frames.encode(frames.END, self._stream)]
+        if len(data) <= self._frame_bytes:
             self._credit -= len(data)
-            return [frames.encode(frames.DATA, frames.STDIN, data)]
+            return [frames.encode(frames.DATA, self._stream, data)]
         return [self._chunk(data)]
 
     def _chunk(self, data: bytes) -> bytes:
-        name = str(self._next)
-        self._next += 1
-        self._under_way += 1
-        path = os.path.join(self._exchange, name)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        name, fd = exchange_file(self._exchange)
+        self._under_way.add(name)
         try:
             size = 0
             while data:
@@ -153,7 +180,8 @@ class Source:
                 data = self._more() if size < _CHUNK_BYTES else b""
         finally:
             os.close(fd)
-        return frames.encode(frames.INPUT_FILE, payload=b'{"name": %d}' % int(name))
+        control = self._stream - frames.STDIN
+        return frames.encode(frames.INPUT_FILE, control, b'{"name": %d}' % int(name))
 
     def _more(self) -> bytes:
         """What else can be read without waiting; empty when nothing can (or at the end)."""
@@ -164,6 +192,13 @@ class Source:
             if not poll.poll(0):
                 return b""
         return os.read(self._fd, 1 << 20)
+
+
+def exchange_file(folder: str) -> tuple[str, int]:
+    """Make a file that the guest may read: its name, and a descriptor to write to it."""
+    name = str(next(_names))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return name, os.open(os.path.join(folder, name), flags, 0o600)
 
 
 def _write_all(fd: int, data: bytes) -> int:

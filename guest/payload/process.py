@@ -83,13 +83,18 @@ class Payload:
         self.error: tuple[int, str] | None = None
 
 
-def start(job: Job, account: Account, argv: list[bytes], root: str = ROOT) -> Payload:
-    """Start `argv` in the merged root and return once its exec has succeeded or failed."""
+def start(
+    job: Job, account: Account, argv: list[bytes], root: str = ROOT, joined: int | None = None
+) -> Payload:
+    """Start `argv` in the merged root and return once its exec has succeeded or failed.
+
+    `joined` is a process whose mounts it shares.  Raises OSError where it could not be prepared.
+    """
     failed_read, failed_write = os.pipe()  # close-on-exec: end of file means that exec worked
     ours, theirs = _terminal(job, account, root) if job.tty else _pipes(account)
     pid = os.fork()
     if pid == 0:
-        become_payload(job, account, argv, root, theirs, job.tty, failed_write)
+        become_payload(job, account, argv, root, theirs, job.tty, failed_write, joined)
     os.close(failed_write)
     for fd in set(theirs):
         os.close(fd)
@@ -101,6 +106,8 @@ def start(job: Job, account: Account, argv: list[bytes], root: str = ROOT) -> Pa
     if report:
         number, what, executing = failure(report)
         if not executing:
+            for end in set(ours) - {None}:
+                os.close(end)  # type: ignore[arg-type]
             raise OSError(number, f"{what}: {os.strerror(number)}")
         payload.error = (number, what)
     return payload
@@ -151,6 +158,7 @@ def become_payload(
     stdio: tuple[int, int, int],
     terminal: bool,
     failed: int = 2,
+    joined: int | None = None,
 ) -> None:
     """In a forked child: become the payload, or write to `failed` why not.  Never returns.
 
@@ -163,7 +171,10 @@ def become_payload(
             os.dup2(fd, number)
         if terminal:
             fcntl.ioctl(0, _TIOCSCTTY, 0)
-        enter_root(root)
+        if joined is None:
+            enter_root(root)
+        else:
+            join_mounts(joined)
         directory = job.cwd if job.cwd is not None else default_directory(job, account)
         what = f"working directory {os.fsdecode(directory)}"
         os.chdir(directory)
@@ -238,6 +249,13 @@ def enter_root(root: str) -> None:
     syscalls.pivot_root(".", ".")
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
+
+
+def join_mounts(pid: int) -> None:
+    """Share the mounts of process `pid`, its root among them."""
+    fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.setns(fd, syscalls.CLONE_NEWNS)
+    os.close(fd)
 
 
 def default_directory(job: Job, account: Account) -> str | bytes:

@@ -18,7 +18,12 @@ from apppot.guest.protocol.jsonlite import dumps, loads
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    # Starts what a description says beside the process with a pid: it, and whether it has a
+    # terminal.
+    Join = Callable[[bytes, int], "tuple[process.Payload, bool]"]
 
 EXCHANGE = "/run/apppot/exchange"
 
@@ -111,14 +116,19 @@ class Output:
             os.close(self.fd)
             self.fd = None
 
-    def pump(self, channel: Channel) -> None:
-        """Pass on what can be read now, as far as credit goes; END at its end."""
-        if self.fd is None:
+    def pump(self, channel: Channel, last: bool = False) -> None:
+        """Pass on what can be read now, as far as credit goes; END at its end.
+
+        `last` says that what is not there yet does not count any more.
+        """
+        if self.fd is None or not self.credit:
             return
         try:
             data = os.read(self.fd, min(_READ_BYTES, self.credit))
         except BlockingIOError:
-            return
+            if not last:
+                return
+            data = b""
         except OSError:  # EIO: a terminal that nobody has open any more
             data = b""
         if not data:
@@ -130,9 +140,10 @@ class Output:
 
 
 class Input:
-    """The payload's stdin: frames for a little, chunk files for a lot, in their order."""
+    """A process's stdin: frames for a little, chunk files for a lot, in their order."""
 
-    def __init__(self, fd: int | None, tty: bool) -> None:
+    def __init__(self, stream: int, fd: int | None, tty: bool) -> None:
+        self.stream = stream
         self.fd = fd
         self._tty = tty
         self._queue: list[bytes | str] = []
@@ -155,9 +166,10 @@ class Input:
         self._close_if_done()
 
     def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+        for fd in (self.fd, self._file):
+            if fd is not None:
+                os.close(fd)
+        self.fd = self._file = None
 
     def _close_if_done(self) -> None:
         if self._ended and not self._queue:
@@ -178,14 +190,14 @@ class Input:
         except OSError:  # EPIPE: the payload has closed its stdin
             self.close()
             self._queue.clear()
-            channel.send(frames.CLOSED, frames.STDIN)
+            channel.send(frames.CLOSED, self.stream)
             return
         self._close_if_done()
 
     def _pump_bytes(self, channel: Channel, item: bytes) -> None:
         assert self.fd is not None
         count = os.write(self.fd, item)
-        channel.send(frames.CREDIT, frames.STDIN, frames.U32.pack(count))
+        channel.send(frames.CREDIT, self.stream, frames.U32.pack(count))
         if count == len(item):
             self._queue.pop(0)
         else:
@@ -199,7 +211,58 @@ class Input:
             os.close(self._file)
             self._file = None
             self._queue.pop(0)
-            channel.send(frames.CHUNK_DONE, frames.STDIN, name.encode())
+            channel.send(frames.CHUNK_DONE, self.stream, name.encode())
+
+
+class Process:
+    """A process with its streams: the payload (number 0), or one that joined it."""
+
+    def __init__(self, number: int, payload: process.Payload, tty: bool) -> None:
+        self.control = number * frames.STREAMS
+        self.payload, self.tty = payload, tty
+        stdout = Output(self.control + frames.STDOUT, payload.stdout)
+        stderr = Output(self.control + frames.STDERR, payload.stderr)
+        self.outputs = (stdout, stderr)
+        self.input = Input(self.control + frames.STDIN, payload.stdin, tty)
+        self.status: int | None = None  # wait status once it was collected
+        self.usage: Any = None
+
+    def flows(self) -> bool:
+        """Whether output may still come."""
+        return any(output.fd is not None for output in self.outputs)
+
+    def close(self, stream: int | None = None) -> None:
+        """Close one of its streams, or all."""
+        for end in (self.input, *self.outputs):
+            if stream in (None, end.stream):
+                end.close()
+
+    def credit(self, stream: int, count: int) -> None:
+        """`count` bytes of an output stream were passed on."""
+        for output in self.outputs:
+            if output.stream == stream:
+                output.credit += count
+
+    def signal(self, number: int) -> None:
+        """Signal its process group, unless it has ended."""
+        if self.status is None:
+            try:
+                os.killpg(self.payload.pid, number)
+            except ProcessLookupError:
+                pass
+
+    def report(self) -> dict[str, Any]:
+        """What its EXIT says."""
+        usage, error = self.usage, self.payload.error
+        report = {
+            "status": None if error else self.status,
+            "user": usage.ru_utime,
+            "system": usage.ru_stime,
+            "maxrss": usage.ru_maxrss,
+        }
+        if error:
+            report["errno"], report["what"] = error
+        return report
 
 
 class Session:
@@ -208,12 +271,9 @@ class Session:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._go = False
-        self._payload: process.Payload | None = None
-        self._tty = False
-        self._outputs: list[Output] = []
-        self._input = Input(None, False)
-        self._status: int | None = None
-        self._usage: Any = None
+        self._payload: Process | None = None
+        self._processes: dict[int, Process] = {}  # by number, the payload among them
+        self._join: Join | None = None
         self._childless = False
         self._leftover_deadline: float | None = None
         self._leftovers_ended = False
@@ -235,36 +295,24 @@ class Session:
             self._turn()
         self._go = False
 
-    def run(self, payload: process.Payload, tty: bool) -> dict[str, Any]:
-        """Carry the payload's streams to its end; returns what EXIT says, not yet sent."""
-        self._payload, self._tty = payload, tty
-        stdout = Output(frames.STDOUT, payload.stdout)
-        stderr = Output(frames.STDERR, payload.stderr)
-        self._outputs = [stdout, stderr]
-        self._input = Input(payload.stdin, tty)
+    def run(self, payload: process.Payload, tty: bool, join: Join) -> dict[str, Any]:
+        """Carry the payload's streams to its end; returns what EXIT says, not yet sent.
+
+        `join` starts what is to run beside it.
+        """
+        self._payload = self._processes[0] = Process(0, payload, tty)
+        self._join = join
         if payload.error is None:
             self.channel.send(frames.STARTED, payload=b"{}")
-        while not self._finished():
+        while not self._finished(self._payload):
             self._turn()
-        self._input.close()
-        return self._report(payload)
+        for number in [number for number in self._processes if number]:
+            self._part(number)
+        self._payload.close()
+        return {**self._payload.report(), "leftovers_ended": self._leftovers_ended}
 
-    def _finished(self) -> bool:
-        streams_open = any(output.fd is not None for output in self._outputs)
-        return self._status is not None and self._childless and not streams_open
-
-    def _report(self, payload: process.Payload) -> dict[str, Any]:
-        usage = self._usage
-        report = {
-            "status": None if payload.error else self._status,
-            "user": usage.ru_utime,
-            "system": usage.ru_stime,
-            "maxrss": usage.ru_maxrss,
-            "leftovers_ended": self._leftovers_ended,
-        }
-        if payload.error:
-            report["errno"], report["what"] = payload.error
-        return report
+    def _finished(self, payload: Process) -> bool:
+        return payload.status is not None and self._childless and not payload.flows()
 
     def _turn(self) -> None:
         """Wait for the next event and handle it."""
@@ -273,12 +321,13 @@ class Session:
         poll.register(self.channel.fd, select.POLLIN | want_out)
         poll.register(self._wake, select.POLLIN)
         room = self.channel.backlog() < _BACKLOG_BYTES
-        for output in self._outputs:
-            if output.fd is not None and output.credit and room:
-                poll.register(output.fd, select.POLLIN)
-        if self._input.pending():
-            assert self._input.fd is not None
-            poll.register(self._input.fd, select.POLLOUT)
+        for one in self._processes.values():
+            for output in one.outputs:
+                if output.fd is not None and output.credit and room:
+                    poll.register(output.fd, select.POLLIN)
+            if one.input.pending():
+                assert one.input.fd is not None
+                poll.register(one.input.fd, select.POLLOUT)
         ready = dict(poll.poll(self._timeout()))
         self._handle(ready)
 
@@ -299,11 +348,13 @@ class Session:
         if events & (select.POLLIN | _HANGUP):
             for frame in self.channel.receive():
                 self._frame(*frame)
-        for output in self._outputs:
-            if output.fd is not None and output.fd in ready and output.credit:
-                output.pump(self.channel)
-        if self._input.fd is not None and ready.get(self._input.fd, 0):
-            self._input.pump(self.channel)
+        for one in self._processes.values():
+            for output in one.outputs:
+                if output.fd in ready:
+                    output.pump(self.channel)
+            if one.input.fd in ready:
+                one.input.pump(self.channel)
+        self._part_ended()
         self._due()
 
     def _due(self) -> None:
@@ -317,35 +368,74 @@ class Session:
             _signal_all(_signal.SIGKILL)
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
+        number = stream // frames.STREAMS
+        if kind == frames.GO:
+            self._go = True
+        elif kind == frames.EXEC:
+            self._exec(number, payload)
+        # What was on its way to a process that has ended has lost its purpose.
+        elif number in self._processes:
+            self._process_frame(self._processes[number], kind, stream, payload)
+
+    def _process_frame(self, one: Process, kind: int, stream: int, payload: bytes) -> None:
         if kind == frames.DATA:
-            self._input.add(payload)
-            self._input.pump(self.channel)
+            one.input.add(payload)
+            one.input.pump(self.channel)
         elif kind == frames.INPUT_FILE:
             message: Any = loads(payload.decode())
-            self._input.add(str(int(message["name"])))
+            one.input.add(str(int(message["name"])))
         elif kind == frames.END:
-            self._input.end()
+            one.input.end()
         elif kind == frames.CREDIT:
-            self._output(stream).credit += frames.U32.unpack(payload)[0]
+            one.credit(stream, frames.U32.unpack(payload)[0])
         elif kind == frames.CLOSED:
-            self._output(stream).close()
+            one.close(stream)
         elif kind == frames.SIGNAL:
-            self._signal(frames.U32.unpack(payload)[0])
-        elif kind == frames.RESIZE and self._input.fd is not None:
-            process.resize(self._input.fd, *frames.SIZE.unpack(payload))
-        elif kind == frames.GO:
-            self._go = True
+            one.signal(frames.U32.unpack(payload)[0])
+        elif kind == frames.RESIZE and one.input.fd is not None:
+            process.resize(one.input.fd, *frames.SIZE.unpack(payload))
 
-    def _output(self, stream: int) -> Output:
-        return self._outputs[stream - frames.STDOUT]
-
-    def _signal(self, number: int) -> None:
-        if self._payload is None or self._status is not None:
-            return
+    def _exec(self, number: int, payload: bytes) -> None:
+        """Start one more process beside the payload; what prevents that is its own failure."""
+        control = number * frames.STREAMS
         try:
-            os.killpg(self._payload.pid, number)
-        except ProcessLookupError:
-            pass
+            if self._payload is None or self._payload.status is not None or self._join is None:
+                raise ValueError("the main process has ended")
+            message: Any = loads(payload.decode())
+            with open(f"{EXCHANGE}/{int(message['name'])}", "rb") as file:
+                started, tty = self._join(file.read(), self._payload.payload.pid)
+        except (OSError, ValueError) as error:
+            reason = {"step": "exec", "reason": f"{error}"[:1000]}
+            self.channel.send(frames.FAILED, control, dumps(reason).encode())
+            return
+        self._processes[number] = Process(number, started, tty)
+        if started.error is None:
+            self.channel.send(frames.STARTED, control, b"{}")
+
+    def _part_ended(self) -> None:
+        """Let go of joined processes that have ended, when what they wrote is on its way.
+
+        What they left running keeps running without a reader; it ends with the payload.
+        """
+        for number, one in list(self._processes.items()):
+            if not number or one.status is None:
+                continue
+            for output in one.outputs:
+                if self.channel.backlog() < _BACKLOG_BYTES:
+                    output.pump(self.channel, last=True)
+            if not one.flows():
+                self._part(number)
+
+    def _part(self, number: int) -> None:
+        one = self._processes.pop(number)
+        one.close()
+        self.channel.send(frames.EXIT, one.control, dumps(one.report()).encode())
+
+    def _changed(self, one: Process, status: int, usage: Any) -> None:
+        if not os.WIFSTOPPED(status):
+            one.status, one.usage = status, usage
+        elif one.tty:
+            self.channel.send(frames.STOPPED, one.control, b"{}")
 
     def _reap(self) -> None:
         """Collect every process that has ended; PID 1 inherits all orphans."""
@@ -359,13 +449,11 @@ class Session:
                 return
             if pid == 0:
                 break
-            if self._payload is None or pid != self._payload.pid:
-                continue
-            if not os.WIFSTOPPED(status):
-                self._status, self._usage = status, usage
-            elif self._tty:
-                self.channel.send(frames.STOPPED, payload=b"{}")
-        if self._status is not None and self._leftover_deadline is None:
+            for one in self._processes.values():
+                if pid == one.payload.pid:
+                    self._changed(one, status, usage)
+        ended = self._payload is not None and self._payload.status is not None
+        if ended and self._leftover_deadline is None:
             self._leftovers_ended = True
             self._leftover_deadline = time.monotonic() + LEFTOVER_SECONDS
             _signal_all(_signal.SIGTERM)

@@ -4,6 +4,10 @@ A frame is an 6-byte header (type: u8, stream: u8, length: u32, little endian) a
 bytes.  Data flows under credit: a sender may have at most its stream's credit of bytes under
 way, the receiver gives credit back as it passes bytes on.  So a reader that stands still stops
 one stream, never the control frames.  Peers say their version in HELLO and GO.
+
+One guest may run several processes: 0 is the payload, the others joined it (EXEC).  The stream
+byte holds both, `STREAMS * process + stream`; EXIT, FAILED, STARTED, SIGNAL and RESIZE have the
+process's CONTROL stream.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ INPUT_CREDIT = 3 << 10
 
 # Streams.
 CONTROL, STDIN, STDOUT, STDERR = 0, 1, 2, 3
+STREAMS = 4
+PROCESSES = 32
 
 # Guest to host.
 HELLO = 1  # JSON: version, timeline, what the guest is
@@ -37,7 +43,8 @@ NETWORK_UP = 6  # JSON: the interface is up; the guest waits for one more GO
 GO = 16  # JSON: version; start the payload
 SIGNAL = 17  # u32: signal number for the payload's process group
 RESIZE = 18  # u16 rows, u16 columns
-INPUT_FILE = 19  # JSON: name and size of a chunk of stdin in the exchange directory
+INPUT_FILE = 19  # JSON: name of a chunk of stdin in the exchange directory
+EXEC = 20  # JSON: name of the file in the exchange directory that describes one more process
 # Either way.
 DATA = 32  # bytes of a stream
 CREDIT = 33  # u32: bytes of a stream that were passed on
@@ -61,7 +68,9 @@ GUEST_TYPES = frozenset(
         CHUNK_DONE,
     )
 )
-HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, DATA, CREDIT, END, CLOSED))
+HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, EXEC, DATA, CREDIT, END, CLOSED))
+
+LIMIT = STREAMS * PROCESSES  # of the stream byte
 
 U32 = struct.Struct("<I")
 SIZE = struct.Struct("<HH")
@@ -97,7 +106,7 @@ class Decoder:
         offset = 0
         while len(buffer) - offset >= HEADER.size:
             kind, stream, length = HEADER.unpack_from(buffer, offset)
-            if kind not in self._allowed or stream > STDERR or length > MAX_PAYLOAD:
+            if kind not in self._allowed or stream >= LIMIT or length > MAX_PAYLOAD:
                 raise FrameError(f"bad frame: type {kind}, stream {stream}, length {length}")
             end = offset + HEADER.size + length
             if len(buffer) < end:

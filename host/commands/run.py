@@ -8,11 +8,15 @@ import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from apppot.host.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from apppot.host.book import Book
     from apppot.host.caller import Caller
     from apppot.host.config import Setting
     from apppot.host.images.store import Image
@@ -51,6 +55,8 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     add("--hypervisor", metavar="NAME", help="auto, uml, kvm, xen or qemu")
     add("--kernel", metavar="FILE", help="guest kernel instead of the pot's")
     add("--confine", metavar="HOW", help="auto (default), required, bubblewrap, landlock or off")
+    add("-d", "--detach", action="store_true", help="run in the background; print the run's id")
+    add("--name", metavar="NAME", help="how `ps`, `exec` and others call this run")
     add("--gpus", "--nv", "--rocm", dest="gpu", nargs="?", const="all", help=argparse.SUPPRESS)
 
 
@@ -92,22 +98,61 @@ def _stream_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run one virtual machine; returns the payload's exit status."""
-    from apppot.host import launch
-
     if args.gpu is not None:
         raise UsageError(
             "a GPU of the host cannot be reached from a virtual machine of AppPot",
             "run on the CPU, or use a container where the site offers one",
         )
+    if args.explain:
+        from apppot.host.explain import explain
+
+        with contextlib.ExitStack() as stack:
+            explain(Prepared(args, stack), sys.stdout, as_json=args.json)
+        return 0
+    if getattr(args, "detach", False):
+        from apppot.host import detached
+
+        args.no_stdin = True
+        return detached.start(lambda book: _run_claimed(args, book), partial(_book, args))
+    if getattr(args, "name", None) is None:
+        return _run(args, lambda: _book(args))
+    book = _book(args)
+    book.claim()
+    return _run_claimed(args, book)
+
+
+def _book(args: argparse.Namespace, **options: Any) -> Book:
+    """The run's record, made in the process that the run is of."""
+    from apppot.host.book import Book
+
+    command = [os.fsencode(word).decode(errors="replace") for word in args.argv]
+    return Book(str(args.image), command, getattr(args, "name", None), **options)
+
+
+def _run_claimed(args: argparse.Namespace, book: Book) -> int:
+    """Run it, with its end in a record that stays."""
+    from apppot.host.book import status_of
+
+    try:
+        status = _run(args, lambda: book)
+    except BaseException as error:
+        book.ended(status_of(error), f"{error}" or type(error).__name__)
+        raise
+    book.ended(status)
+    return status
+
+
+def _run(args: argparse.Namespace, open_book: Callable[[], Book]) -> int:
+    from apppot.host import launch
+
     with contextlib.ExitStack() as stack:
         prepared = Prepared(args, stack)
-        if args.explain:
-            from apppot.host.explain import explain
-
-            explain(prepared, sys.stdout, as_json=args.json)
-            return 0
         record = launch.run(
-            prepared.plan, prepared.hypervisor, prepared.capabilities, prepared.request.read_stdin
+            prepared.plan,
+            prepared.hypervisor,
+            prepared.capabilities,
+            prepared.request.read_stdin,
+            open_book,
         )
     return _report(record, args)
 
@@ -222,7 +267,7 @@ def _request(args: argparse.Namespace, tty: bool, caller: Caller) -> Request:
         argv=argv,
         changes=tuple(_changes(path, image) for path in args.changes),
         binds=tuple(parse_bind(text) for text in args.bind),
-        env=_environment(args),
+        env=environment(args),
         workdir=args.workdir,
         tty=tty,
         # In the background, reading the terminal would stop the launcher.
@@ -295,7 +340,8 @@ def parse_forward(text: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def _environment(args: argparse.Namespace) -> dict[bytes, bytes]:
+def environment(args: argparse.Namespace) -> dict[bytes, bytes]:
+    """What --env-file and --env set.  Raises UsageError."""
     env: dict[bytes, bytes] = {}
     for path in args.env_file:
         env.update(_environment_file(path))

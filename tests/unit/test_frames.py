@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 KINDS = st.sampled_from(sorted(frames.GUEST_TYPES))
-FRAMES = st.tuples(KINDS, st.integers(0, 3), st.binary(max_size=300))
+FRAMES = st.tuples(KINDS, st.integers(0, frames.LIMIT - 1), st.binary(max_size=300))
 Frame = tuple[int, int, bytes]
 
 
@@ -54,7 +54,7 @@ def test_unknown_type(kind: int) -> None:
 
 def test_unknown_stream() -> None:
     with pytest.raises(frames.FrameError):
-        frames.Decoder(frames.GUEST_TYPES).feed(struct.pack("<BBI", frames.DATA, 4, 0))
+        frames.Decoder(frames.GUEST_TYPES).feed(struct.pack("<BBI", frames.DATA, frames.LIMIT, 0))
 
 
 def test_oversized() -> None:

@@ -1,0 +1,37 @@
+"""`apppot wait`: the end of runs, and their status."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `wait`."""
+    parser.add_argument("names", metavar="NAME", nargs="+", help="name or id of a run")
+    parser.set_defaults(func=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Wait for all of them; the last status that is not 0."""
+    from apppot.host import runs
+
+    status = 0
+    for record in [runs.find(name) for name in args.names]:
+        runs.await_end(record)
+        status = _status(record.folder, record.name) or status
+    return status
+
+
+def _status(folder: str, name: str) -> int:
+    """What the run returned.  Raises RunError where nobody knows."""
+    from apppot.host import runs
+
+    record = runs.read(folder)
+    if record is None:
+        raise runs.RunError(
+            f"the status of run {name} went to who started it",
+            "wait for runs that have a name, or were started with --detach",
+        )
+    if record.status is None:
+        raise runs.RunError(f"run {name} is lost: its launcher was killed", "start it anew")
+    return record.status

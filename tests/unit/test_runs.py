@@ -1,0 +1,185 @@
+"""Records of runs: what they say, whatever became of their launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apppot.guest.protocol.job import Job
+from apppot.host import runs
+from apppot.host.book import Book, boot_id, home, process_start, status_of
+from apppot.host.errors import ApppotError, UsageError
+from apppot.host.runs import Record, Request, RunError, RunState
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(runs, "candidates", lambda env: [str(tmp_path)])
+    return tmp_path
+
+
+def book(name: str | None = "vm", **options: Any) -> Book:
+    made = Book("debian-12", ["sh", "-c", "exit"], name, **options)
+    made.claim()
+    return made
+
+
+def record(name: str = "vm") -> Record:
+    return runs.find(name)
+
+
+def rewrite(old: Record, **values: Any) -> None:
+    """What another launcher, host or boot would have written."""
+    new = {"version": 1, **asdict(replace(old, **values))}
+    Path(old.folder, "record.json").write_text(json.dumps(new))
+
+
+def test_from_start_to_end(place: Path) -> None:
+    one = book()
+    assert runs.state(record()) is RunState.STARTING
+    with one.open(str(place)):
+        assert Path(record().socket).is_socket()
+        one.started()
+        assert runs.state(record()) is RunState.RUNNING
+    one.ended(7, "because")
+    ended = record()
+    assert (runs.state(ended), ended.status, ended.reason) == (RunState.ENDED, 7, "because")
+    assert ended.created <= ended.started <= ended.ended
+    assert runs.await_end(ended)
+
+
+def test_started_is_told_after_it_is_written(place: Path) -> None:
+    seen: list[RunState] = []
+    one = book(on_started=lambda: seen.append(runs.state(record())))
+    one.started()
+    assert seen == [RunState.RUNNING]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pid": 1 << 30},  # gone
+        {"pid_started": 1},  # its number is another's now
+        {"boot": "another"},  # the host was started anew
+    ],
+)
+def test_without_launcher_it_is_lost(values: dict[str, Any]) -> None:
+    book().started()
+    rewrite(record(), **values)
+    assert runs.state(record()) is RunState.LOST
+    assert record().status is None
+    assert runs.await_end(record())
+    with pytest.raises(RunError, match="is lost"):
+        runs.connect(record())
+    rewrite(record(), status=0)
+    assert runs.state(record()) is RunState.ENDED
+
+
+def test_of_another_host() -> None:
+    book().started()
+    rewrite(record(), host="another", pid=1 << 30)
+    assert runs.state(record()) is RunState.ELSEWHERE
+    for call in (runs.connect, runs.await_end):
+        with pytest.raises(RunError, match="another"):
+            call(record())
+
+
+def test_names_are_taken_while_a_run_lives() -> None:
+    first = book()
+    with pytest.raises(RunError, match="the name vm is taken"):
+        book()
+    first.ended(0)
+    second = book()
+    assert record().id == second.id
+    second.ended(1)
+    assert len(runs.list_runs()) == 2
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b", "é", "x" * 101])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(UsageError):
+        book(name)
+
+
+def test_found_by_id() -> None:
+    one = book(None, detached=True)
+    assert runs.find(one.id).id == runs.find(one.id[:4]).id == one.id
+    for word in (one.id[:3], "nothing", ""):
+        with pytest.raises(RunError, match="there is no run"):
+            runs.find(word)
+
+
+def test_a_run_that_is_nobodys_leaves_nothing(place: Path) -> None:
+    directory = place / f"apppot-{os.getuid()}-abc"
+    directory.mkdir()
+    one = book(None)
+    with one.open(str(directory)):
+        one.started()
+        (found,) = runs.list_runs()
+        assert (found.id, found.kept, runs.state(found)) == (one.id, False, RunState.RUNNING)
+    one.ended(3)
+    rewrite(found, pid=1 << 30)
+    assert runs.list_runs() == []
+    assert not (place / "apppot").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 1, "x": 1}'])
+def test_damaged_records_are_passed_over(text: str) -> None:
+    book("good")
+    bad = Path(home(), "bad")
+    bad.mkdir()
+    (bad / "record.json").write_text(text)
+    assert [one.name for one in runs.list_runs()] == ["good"]
+
+
+def test_old_records_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_KEPT", 3)
+    for number in range(6):
+        one = book(f"run{number}")
+        rewrite(record(f"run{number}"), created=f"2026-01-01T00:00:0{number}Z")
+        one._values["created"] = f"2026-01-01T00:00:0{number}Z"
+        one.ended(0)
+    book("last")
+    assert [one.name for one in runs.list_runs()] == ["run3", "run4", "run5", "last"]
+
+
+def test_processes() -> None:
+    assert process_start(os.getpid()) == process_start(os.getpid())
+    assert process_start(1 << 30) is None
+    assert boot_id()
+
+
+def test_status_of_errors() -> None:
+    assert status_of(ApppotError("x")) == 125
+    assert status_of(KeyboardInterrupt()) == 130
+    assert status_of(ValueError()) == 125
+
+
+_BYTES = st.binary(max_size=20)
+
+
+@given(st.lists(_BYTES), st.dictionaries(_BYTES, _BYTES), st.one_of(st.none(), _BYTES))
+def test_requests_carry_any_bytes(
+    argv: list[bytes], env: dict[bytes, bytes], cwd: bytes | None
+) -> None:
+    request = Request(tuple(argv), env, cwd, "root", True, False, 10, 20)
+    assert Request.load(request.dump()) == request
+
+
+def test_a_request_is_the_payloads_job_but_for_what_it_says() -> None:
+    payload = Job(argv=[b"main"], env={b"A": b"1", b"B": b"2"}, cwd=b"/x", umask=0o27, uid=7)
+    payload.job_dir, payload.closed = b"job", [0]
+    job = Request((b"ls",), {b"B": b"3"}).job(payload)
+    assert (job.argv, job.env, job.cwd) == ([b"ls"], {b"A": b"1", b"B": b"3"}, b"/x")
+    assert (job.umask, job.uid, job.user, job.closed) == (0o27, 7, "user", [])
+    other = Request((), {}, cwd=b"sub", user="root", tty=True).job(payload)
+    assert (other.cwd, other.user, other.tty) == (b"/home/user/job/sub", "root", True)
+    assert other.env[b"TERM"] == b"linux"
