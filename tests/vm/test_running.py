@@ -309,7 +309,8 @@ def test_exec_on_a_run_that_ended(runs: Runs) -> None:
 def test_launcher_that_is_killed(runs: Runs, apppot: Launcher) -> None:
     runs.detach("sh", "-c", "echo words; sleep 1000")
     joined = runs.start("vm", "sleep", "1000")
-    assert eventually(lambda: "sleep" in runs.guest("ps -e -o args= | tail -3"), 10)
+    count = "ps -e -o args= | grep -c '^[s]leep 1000' || true"
+    assert eventually(lambda: runs.guest(count) == "2\n", 10)
     os.kill(runs.pid(), signal.SIGKILL)
     apppot.await_nothing_left()
     assert runs.state() == "lost"
