@@ -29,6 +29,7 @@ pot: $(INSTALLED)  ## Build the pot: kernel and runtime (5 minutes once).
 images: pot  ## Build the base images of the demo and the tests.
 	$(BIN)/apppot image build debian-12
 	$(BIN)/apppot image build hmmer
+	$(BIN)/apppot image build debian-12-embedded
 
 demo: images  ## Run a real job in a virtual machine.
 	@PATH="$(CURDIR)/$(BIN):$$PATH" docs/demo/run
