@@ -22,12 +22,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from apppot.host.errors import ImageError
+from apppot.host.images import builder, recipe, store
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 40.0
 IMAGE = "debian-12"
 RELEASE = "7.2"
 
 Word = str | bytes
+
+
+def embedded_image() -> str:
+    """Path of the image that carries the agent, built where the store's agent is another."""
+    wanted = recipe.load("debian-12-embedded")
+    try:
+        found = store.resolve(wanted.name)
+        files = [file.path.lstrip("/") for file in wanted.files]
+        command = ["unsquashfs", "-cat", found.path, *files]
+        listed = subprocess.run(command, capture_output=True, check=False).stdout
+        if listed == b"".join([file.content for file in wanted.files]):
+            return found.path
+    except ImageError:
+        pass
+    return store.blob_path(store.user_store(), builder.build(wanted)[0])
 
 
 @dataclass(frozen=True)

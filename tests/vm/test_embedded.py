@@ -13,32 +13,16 @@ from pathlib import Path
 import pytest
 from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job
-from apppot.host.errors import ImageError
-from apppot.host.images import builder, recipe, store
 from apppot.host.pot import layout
-from vm_harness import RELEASE, eventually
+from vm_harness import RELEASE, embedded_image, eventually
 
-NAME = "debian-12-embedded"
 INIT = ["root=/dev/ubda", "init=/sbin/apppot-init", "quiet"]
 KEY = random.Random(5).randbytes(40)
 
 
 @pytest.fixture(scope="session")
 def squashfs() -> str:
-    """The embedded image, built where it is not in the store in the agent's present state."""
-    wanted = recipe.load(NAME)
-    try:
-        found = store.resolve(NAME)
-        listed = subprocess.run(
-            ["unsquashfs", "-cat", found.path, "usr/lib/apppot/apppot/guest/init/main.py"],
-            capture_output=True,
-            check=True,
-        ).stdout
-        if any(listed == file.content for file in wanted.files if file.path.endswith("it/main.py")):
-            return found.path
-    except ImageError:
-        pass
-    return store.blob_path(store.user_store(), builder.build(wanted)[0])
+    return embedded_image()
 
 
 @pytest.fixture(scope="session")
