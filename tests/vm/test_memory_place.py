@@ -6,7 +6,7 @@ import os
 
 import pytest
 from apppot.host.pot import layout
-from vm_harness import IMAGE, RELEASE, Launcher
+from vm_harness import IMAGE, RELEASE, ROOT, Launcher
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="remounting /dev/shm needs root")
 
@@ -17,7 +17,8 @@ NOEXEC = (
     "sh",
     "-c",
     'for p in $PLACES; do mount --bind "$p" "$p"; mount -o remount,bind,noexec "$p"; done;'
-    'exec "$@"',
+    # The launcher itself may lie in one of them.
+    'mount --bind "$TREE" "$TREE"; mount -o remount,bind,exec "$TREE"; exec "$@"',
     "sh",
 )
 WORDS = ("--network", "none", IMAGE, "uname", "-r")
@@ -25,14 +26,20 @@ WORDS = ("--network", "none", IMAGE, "uname", "-r")
 
 @needs_root
 def test_bubblewrap_needs_no_place_of_the_host(apppot: Launcher) -> None:
-    result = apppot("--confine", "bubblewrap", *WORDS, wrap=NOEXEC, env={"PLACES": "/dev/shm"})
+    result = apppot(
+        "--confine",
+        "bubblewrap",
+        *WORDS,
+        wrap=NOEXEC,
+        env={"PLACES": "/dev/shm", "TREE": str(ROOT)},
+    )
     assert result.ok().decode().startswith(RELEASE)
 
 
 @needs_root
 def test_another_place_is_taken_with_a_warning(apppot: Launcher) -> None:
     """Without bubblewrap's own: /dev/shm allows no exec, /tmp is a disk here or a tmpfs."""
-    env = {"PLACES": "/dev/shm"}
+    env = {"PLACES": "/dev/shm", "TREE": str(ROOT)}
     result = apppot("--confine", "landlock", *WORDS, wrap=NOEXEC, env=env)
     assert result.status == 0
     assert result.out.decode().startswith(RELEASE)
@@ -41,7 +48,7 @@ def test_another_place_is_taken_with_a_warning(apppot: Launcher) -> None:
 
 @needs_root
 def test_no_place_at_all_is_an_error_with_a_remedy(apppot: Launcher) -> None:
-    env = {"PLACES": "/dev/shm /tmp", "TMPDIR": "/tmp"}
+    env = {"PLACES": "/dev/shm /tmp", "TMPDIR": "/tmp", "TREE": str(ROOT)}
     result = apppot("--confine", "landlock", *WORDS, wrap=NOEXEC, env=env)
     result.failed("no place for 512 MB of guest memory", "noexec", "remedy", "bubblewrap")
 
