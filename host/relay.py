@@ -187,7 +187,7 @@ class Relay:
         self._kill_at: float | None = None
         self._give_up_at: float | None = None
         self._limit_at: float | None = None
-        self._heard = time.monotonic()
+        self._heard = self._turned = time.monotonic()
         self._heartbeat_limit = heartbeat_limit()
         self.outcome = Outcome()
         os.set_blocking(channel, False)
@@ -249,17 +249,20 @@ class Relay:
             poll.register(self._listener, select.POLLIN)
         if self._joined is not None:
             self._joined.register(poll)
-        before = time.monotonic()
-        ready = dict(poll.poll(1000))
-        self._forgive(time.monotonic() - before)
-        self._handle(ready, wake, source)
+        self._handle(dict(poll.poll(1000)), wake, source)
+        self._forgive()
         if not self.outcome.report:
             self._watch()
 
-    def _forgive(self, seconds: float) -> None:
-        """Time in which the launcher itself was stopped does not count against the guest."""
-        if seconds > 1.0 + _STOPPED_SECONDS:
-            self._heard = time.monotonic()
+    def _forgive(self) -> None:
+        """Time in which the launcher itself was stopped does not count against the guest.
+
+        Wherever in its turn that was: what counts is how long ago the last one ended.
+        """
+        now = time.monotonic()
+        if now - self._turned > 1.0 + _STOPPED_SECONDS:
+            self._heard = now
+        self._turned = now
 
     def _handle(self, ready: dict[int, int], wake: int, source: int | None) -> None:
         if wake in ready:
