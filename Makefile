@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml $(shell find guest host image-recipes -type f -not -name '*.pyc')
-JOBS ?= 4
+JOBS ?= 3
 
 .PHONY: help demo test unit vm lint bench pot images man host clean
 help:  ## List the targets.
