@@ -16,7 +16,7 @@ import struct
 
 from apppot.guest import syscalls
 from apppot.guest.merge.root import ROOT
-from apppot.guest.protocol.job import HOME, JOB_DIR, USER, JobError
+from apppot.guest.protocol.job import JOB_DIR, USER, JobError
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
@@ -317,6 +317,3 @@ def _exec_or_shell(path: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> N
         if b"\0" in text.read(256):
             raise PermissionError(13, "exec format error")
     os.execve(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], env)
-
-
-__all__ = ["HOME", "Account", "Payload", "find_account", "resize", "start"]

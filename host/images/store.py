@@ -40,7 +40,6 @@ MAX_WORD = 128
 TRANSPORTS = frozenset({"oci", "docker-archive", "docker"})
 RESERVED_NAMES = frozenset({"host"}) | TRANSPORTS
 STALE_SECONDS = 3600.0
-COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
