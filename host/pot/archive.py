@@ -6,31 +6,39 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from apppot.host.errors import PotError
 from apppot.host.paths import pot_home
 from apppot.host.pot import store
-from apppot.host.pot.boot import check_boots, measure_lpj
+from apppot.host.pot.boot import check_boots, check_boots_in_qemu, measure_lpj
 from apppot.host.pot.kernel import kernel_of
 from apppot.host.pot.layout import MANIFEST
 from apppot.host.progress import Progress
 
-# kind -> name of its file.  The archive holds pot.json and one file of each kind, nothing else.
-FILES = {"kernel": "linux", "runtime": "runtime.ext4"}
+# kind -> names of its files, the main one first.  The archive holds pot.json and these.
+FILES = {
+    "kernel": ("linux",),
+    "kernel-x86_64": ("vmlinux", "bzImage"),
+    "runtime": ("runtime.ext4",),
+}
+# A pot without these works, for the hypervisors that do not need them.
+OPTIONAL = frozenset({"kernel-x86_64"})
 MAX_MANIFEST = 1 << 20
 MAX_FILE = 4 << 30
 CHUNK = 1 << 20
 
 
 def export_pot(target: str) -> int:
-    """Write kernel and runtime to a tar; returns its size in bytes.
+    """Write the kernels and the runtime to a tar; returns its size in bytes.
 
-    The same pot gives the same bytes.  Raises PotError where the pot lacks one of them.
+    The same pot gives the same bytes.  Raises PotError where the pot lacks what every pot has.
     """
     home = Path(pot_home())
-    parts = {kind: store.entry(home, kind) for kind in FILES}
-    missing = [kind for kind, part in parts.items() if part is None]
+    found = {kind: store.entry(home, kind) for kind in FILES}
+    parts = {kind: part for kind, part in found.items() if part is not None}
+    missing = [kind for kind in FILES if kind not in parts and kind not in OPTIONAL]
     if missing:
         raise PotError(f"the pot has no {' and no '.join(missing)}", "run `apppot pot build`")
     text = json.dumps({"version": 1, **parts}, indent=1, sort_keys=True).encode() + b"\n"
@@ -42,8 +50,8 @@ def export_pot(target: str) -> int:
         ):
             tar.addfile(_member(MANIFEST, len(text), 0o644), io.BytesIO(text))
             for kind, part in parts.items():
-                assert part is not None
-                _add(tar, kind, home / str(part["path"]))
+                for name in FILES[kind]:
+                    _add(tar, f"{kind}/{name}", (home / str(part["path"])).with_name(name))
         os.replace(temporary, target)
     except OSError as error:
         raise PotError(f"{target} cannot be written: {error.strerror}") from error
@@ -59,17 +67,21 @@ def _member(name: str, size: int, mode: int) -> tarfile.TarInfo:
     return member
 
 
-def _add(tar: tarfile.TarFile, kind: str, path: Path) -> None:
-    mode = 0o755 if kind == "kernel" else 0o644
+def _mode(name: str) -> int:
+    """Only the User-Mode Linux kernel is a program of this host."""
+    return 0o755 if name == "kernel/linux" else 0o644
+
+
+def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
     with open(path, "rb") as stream:
-        tar.addfile(_member(f"{kind}/{FILES[kind]}", path.stat().st_size, mode), stream)
+        tar.addfile(_member(name, path.stat().st_size, _mode(name)), stream)
 
 
 def import_pot(source: str) -> None:
     """Put a pot that `export_pot` wrote in the place of ours.
 
     Nothing changes unless every member is there, safe and of the digest that the manifest says,
-    and the kernel boots here.  Raises PotError.
+    and the kernels boot here.  What the archive lacks stays as it is.  Raises PotError.
     """
     home = Path(pot_home())
     with store.workplace(home, "import") as work, Progress("pot: import"):
@@ -82,9 +94,11 @@ def import_pot(source: str) -> None:
             ) from error
         kernel = {**parts["kernel"], "path": str(work / "linux")}
         check_boots(kernel_of(Path("/"), kernel))
+        if "kernel-x86_64" in parts:
+            check_boots_in_qemu(str(work / "vmlinux"))
         entries = {
-            kind: store.publish(home, kind, work / name, parts[kind])
-            for kind, name in FILES.items()
+            kind: store.publish(home, kind, [work / name for name in FILES[kind]], part)
+            for kind, part in parts.items()
         }
     measure_lpj(kernel_of(home, entries["kernel"]))
 
@@ -95,24 +109,38 @@ def read_archive(tar: tarfile.TarFile, work: Path) -> dict[str, dict[str, object
     Only the names that a pot has are taken, as plain files, each once; the archive's own
     manifest comes first.  Raises PotError.
     """
-    allowed = {f"{kind}/{name}": kind for kind, name in FILES.items()}
     parts: dict[str, dict[str, object]] = {}
-    seen: set[str] = set()
+    wanted: dict[str, str] = {}
     for member in tar:
         if not parts:
             parts = _read_manifest(tar, member)
+            wanted = _digests(parts)
             continue
-        kind = allowed.get(member.name)
-        if kind is None or not member.isreg() or kind in seen or member.size > MAX_FILE:
+        digest = wanted.pop(member.name, None)
+        if digest is None or not member.isreg() or member.size > MAX_FILE:
             raise PotError(f"the pot's archive has a member that none has: {member.name!r}")
-        seen.add(kind)
-        _unpack(tar, member, work / FILES[kind])
-        (work / FILES[kind]).chmod(0o755 if kind == "kernel" else 0o644)
-        if store.file_digest(work / FILES[kind]) != parts[kind]["digest"]:
+        file = work / member.name.partition("/")[2]
+        _unpack(tar, member, file)
+        file.chmod(_mode(member.name))
+        if store.file_digest(file) != digest:
             raise PotError(f"the pot's archive is damaged: {member.name} has a wrong digest")
-    if seen != set(FILES):
+    if not parts or wanted:
         raise PotError("the pot's archive is not complete")
     return parts
+
+
+def _digests(parts: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """Member -> digest, of all that the manifest speaks of; raises PotError where it lacks one."""
+    digests: dict[str, str] = {}
+    for kind, part in parts.items():
+        main, *others = FILES[kind]
+        known = part.get("files")
+        more = known if isinstance(known, dict) else {}
+        for name, digest in ((main, part.get("digest")), *((n, more.get(n)) for n in others)):
+            if not isinstance(digest, str):
+                raise PotError(f"the pot's manifest says nothing of its {kind}/{name}")
+            digests[f"{kind}/{name}"] = digest
+    return digests
 
 
 def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, dict[str, object]]:
@@ -126,15 +154,18 @@ def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, d
         raise PotError("the pot's manifest is damaged") from error
     if not isinstance(value, dict) or value.get("version") != 1:
         raise PotError("the pot is of another version of AppPot", "export it anew")
-    parts = {kind: value.get(kind) for kind in FILES}
-    for kind, part in parts.items():
-        if not isinstance(part, dict) or not isinstance(part.get("digest"), str):
+    parts: dict[str, dict[str, object]] = {}
+    for kind in FILES:
+        part = value.get(kind)
+        if part is None and kind in OPTIONAL:
+            continue
+        if not isinstance(part, dict):
             raise PotError(f"the pot's manifest says nothing of its {kind}")
-    kernel = parts["kernel"]
-    assert isinstance(kernel, dict)
-    if not isinstance(kernel.get("features"), list) or not isinstance(kernel.get("release"), str):
-        raise PotError("the pot's manifest does not describe its kernel")
-    return {kind: part for kind, part in parts.items() if isinstance(part, dict)}
+        described = isinstance(part.get("features"), list) and isinstance(part.get("release"), str)
+        if kind != "runtime" and not described:
+            raise PotError(f"the pot's manifest does not describe its {kind}")
+        parts[kind] = part
+    return parts
 
 
 def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 
 from apppot.host.errors import BuildError
@@ -14,6 +15,8 @@ CALIBRATED = re.compile(r"BogoMIPS \(lpj=(\d+)\)")
 BOOT_SECONDS = 60.0
 CALIBRATIONS = 4
 MEMORY = "mem=128M"
+QEMU = "qemu-system-x86_64"
+NO_ROOT = "Unable to mount root"
 
 
 def boot_console(path: str, *words: str) -> str:
@@ -57,7 +60,30 @@ def seccomp_words(kernel: Kernel) -> list[str]:
 def check_boots(kernel: Kernel) -> None:
     """Raise BuildError unless the kernel boots as far as looking for its root."""
     console = boot_console(kernel.path, *seccomp_words(kernel))
-    if "Unable to mount root" not in console:
-        tail = "\n    ".join(console.strip().splitlines()[-5:])
+    if NO_ROOT not in console:
         hint = "is /dev/shm (or $TMPDIR) mounted with exec and has it 128 MB free?"
-        raise BuildError(f"the kernel does not boot; it said last\n    {tail}", hint)
+        raise BuildError(f"the kernel does not boot; it said last\n    {_tail(console)}", hint)
+
+
+def check_boots_in_qemu(vmlinux: str) -> None:
+    """Raise BuildError unless QEMU boots the kernel as far as looking for its root.
+
+    Without QEMU that is not tried, and said.  The processor is emulated: KVM may be there and
+    not work, and this is about the kernel.
+    """
+    if shutil.which(QEMU) is None:
+        print(f"apppot: {QEMU} is not installed; the x86-64 kernel was not tried")
+        return
+    argv = [QEMU, "-M", "microvm,accel=tcg,pit=on,pic=on,rtc=on", "-cpu", "max", "-m", "256"]
+    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"]
+    argv += ["-no-reboot", "-kernel", vmlinux, "-append"]
+    words = "console=ttyS0 root=none panic=-1 reboot=t tsc_early_khz=1000000 no_timer_check"
+    done = run([*argv, words], check=False, timeout=BOOT_SECONDS)
+    console = (done.stdout + done.stderr).decode(errors="replace")
+    if NO_ROOT not in console:
+        cause = f"the x86-64 kernel does not boot in QEMU; it said last\n    {_tail(console)}"
+        raise BuildError(cause)
+
+
+def _tail(console: str) -> str:
+    return "\n    ".join(console.strip().splitlines()[-5:])

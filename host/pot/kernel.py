@@ -1,11 +1,11 @@
-"""Builds the tuned kernel from Debian's source package and puts it into the pot."""
+"""Builds the pot's kernels from Debian's source package and puts them into the pot."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,18 @@ from apppot.host.errors import BuildError
 from apppot.host.paths import cache_home, pot_home
 from apppot.host.pot import store
 from apppot.host.pot.apt import Apt, Package
-from apppot.host.pot.boot import check_boots, measure_lpj
-from apppot.host.pot.layout import Kernel
-from apppot.host.pot.probe import probe_kernel
-from apppot.host.pot.recipes import KernelRecipe, digest_of, load_kernel, lost_options
+from apppot.host.pot.boot import check_boots, check_boots_in_qemu, measure_lpj
+from apppot.host.pot.layout import KINDS, Kernel
+from apppot.host.pot.probe import probe_kernel, probe_vmlinux
+from apppot.host.pot.recipes import (
+    KERNELS,
+    KernelRecipe,
+    SourceRecipe,
+    digest_of,
+    load_kernel,
+    load_source,
+    lost_options,
+)
 from apppot.host.pot.state import read_json, write_json
 from apppot.host.process import ToolError, run, run_lines
 from apppot.host.progress import Progress
@@ -40,49 +48,73 @@ class Source:
     tree: Path
 
 
-def build_kernel(jobs: int | None = None, force: bool = False) -> dict[str, object]:
-    """Bring the pot's kernel up to date; returns its manifest entry.  `jobs`: default all CPUs.
+def build_kernels(
+    names: Sequence[str] = KERNELS, jobs: int | None = None, force: bool = False
+) -> dict[str, dict[str, object]]:
+    """Bring the pot's kernels up to date; returns name -> manifest entry.
 
-    Costs nothing where the recipe has not changed.  Raises BuildError or ToolError; the pot
-    then keeps the kernel it had.
+    `jobs`: default all CPUs.  Costs nothing for a kernel whose recipe has not changed; the
+    source is unpacked once.  Raises BuildError or ToolError; the pot then has the kernels that
+    were finished, and of the others what it had.
     """
-    recipe = load_kernel()
     home = Path(pot_home())
-    if (current := _current(home, recipe)) and not force:
-        return current
-    check_tools(recipe)
-    cache = Path(cache_home()) / "kernel"
-    # The tree is in the cache, which may be on a larger disk than the pot.
-    with store.workplace(cache, "kernel") as work, store.workplace(home, "kernel") as place:
-        # Whoever held the lock may have built it meanwhile.
-        if (current := _current(home, recipe)) and not force:
-            return current
-        source = _source(recipe, cache, work)
-        _configure(recipe, source.tree)
-        _compile(recipe, source.tree, cache, jobs or len(os.sched_getaffinity(0)))
-        binary = place / "linux"
-        run(["strip", "-o", binary, source.tree / "linux"])
-        kernel = self_test(recipe, binary)
-        facts: dict[str, object] = {
-            "recipe": recipe.digest,
-            "inputs": digest_of(recipe.digest, source.package.version, source.package.sha256),
-            "source": f"{source.package.name} {source.package.version}",
-            "release": kernel.release,
-            "features": sorted(kernel.features),
-        }
-        entry = store.publish(home, "kernel", binary, facts)
-    measure_lpj(kernel_of(home, entry))
-    return entry
+    recipes = [load_kernel(name) for name in names]
+    if stale := _stale(home, recipes, force):
+        for recipe in stale:
+            check_tools(recipe)
+        cache = Path(cache_home()) / "kernel"
+        # The tree is in the cache, which may be on a larger disk than the pot.
+        with store.workplace(cache, "kernel") as work, store.workplace(home, "kernel") as place:
+            # Whoever held the lock may have built them meanwhile.
+            if stale := _stale(home, recipes, force):
+                source = _source(load_source(), cache, work)
+                for recipe in stale:
+                    _build(recipe, source, home, place, cache, jobs or _cpus())
+    entries = {name: store.entry(home, KINDS[name]) for name in names}
+    if uml := entries.get("uml"):
+        measure_lpj(kernel_of(home, uml))
+    return {name: entry for name, entry in entries.items() if entry}
 
 
-def _current(home: Path, recipe: KernelRecipe) -> dict[str, object] | None:
-    """The pot's kernel, if it was built from this recipe."""
-    entry = store.entry(home, "kernel")
-    return entry if entry and entry.get("recipe") == recipe.digest else None
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
 
 
-def kernel_of(home: Path, entry: dict[str, object]) -> Kernel:
-    """The Kernel that a manifest entry describes."""
+def _stale(home: Path, recipes: Sequence[KernelRecipe], force: bool) -> list[KernelRecipe]:
+    """The recipes from which the pot's kernels were not built."""
+    return [recipe for recipe in recipes if force or not _is_current(home, recipe)]
+
+
+def _is_current(home: Path, recipe: KernelRecipe) -> bool:
+    entry = store.entry(home, KINDS[recipe.name])
+    return entry is not None and entry.get("recipe") == recipe.digest
+
+
+def _build(
+    recipe: KernelRecipe, source: Source, home: Path, place: Path, cache: Path, jobs: int
+) -> None:
+    """Compile one kernel, try it and put it into the pot."""
+    output = source.tree / f"build-{recipe.name}"
+    _configure(recipe, source.tree, output)
+    _compile(recipe, source.tree, output, cache, jobs)
+    files = [place / name for name, _ in recipe.files]
+    for file, (_, built) in zip(files, recipe.files, strict=True):
+        shutil.copyfile(output / built, file)
+    run(["strip", files[0]])
+    files[0].chmod(0o755)
+    # One build's output is 1 GB; the next one needs the room.
+    shutil.rmtree(output)
+    facts: dict[str, object] = {
+        "recipe": recipe.digest,
+        "inputs": digest_of(recipe.digest, source.package.version, source.package.sha256),
+        "source": f"{source.package.name} {source.package.version}",
+        **self_test(recipe, files[0]),
+    }
+    store.publish(home, KINDS[recipe.name], files, facts)
+
+
+def kernel_of(home: Path, entry: Mapping[str, object]) -> Kernel:
+    """The User-Mode Linux kernel that a manifest entry describes."""
     features = entry["features"]
     assert isinstance(features, list)
     path, release = str(home / str(entry["path"])), str(entry["release"])
@@ -99,21 +131,39 @@ def check_tools(recipe: KernelRecipe) -> None:
         )
 
 
-def self_test(recipe: KernelRecipe, binary: Path) -> Kernel:
-    """Boot the finished kernel and see that it knows what the recipe says of it."""
-    facts = probe_kernel(str(binary))
+def self_test(recipe: KernelRecipe, binary: Path) -> dict[str, object]:
+    """Boot the finished kernel; returns its release and features.
+
+    Raises BuildError where it does not boot or lacks what the recipe says of it.
+    """
+    probe, boot = TESTS[recipe.name]
+    facts = probe(str(binary))
     words = facts["features"]
     assert isinstance(words, list)
     missing = sorted(set(recipe.features) - set(words))
     if missing:
         raise BuildError(f"the kernel was built without {', '.join(missing)}")
-    release, digest = str(facts["release"]), str(facts["digest"])
-    kernel = Kernel(str(binary), release, digest, True, frozenset(words), None)
-    check_boots(kernel)
-    return kernel
+    boot(binary, facts)
+    return {"release": facts["release"], "features": sorted(words)}
 
 
-def series_order(recipe: KernelRecipe, offered: Sequence[str]) -> list[str]:
+def _boot_uml(binary: Path, facts: Mapping[str, object]) -> None:
+    check_boots(kernel_of(Path("/"), {**facts, "path": str(binary)}))
+
+
+def _boot_x86(binary: Path, facts: Mapping[str, object]) -> None:
+    check_boots_in_qemu(str(binary))
+
+
+Facts = dict[str, object]
+# What a kernel says of itself, and whether it boots.
+TESTS: Mapping[str, tuple[Callable[[str], Facts], Callable[[Path, Facts], None]]] = {
+    "uml": (probe_kernel, _boot_uml),
+    "x86_64": (probe_vmlinux, _boot_x86),
+}
+
+
+def series_order(recipe: SourceRecipe, offered: Sequence[str]) -> list[str]:
     """Source packages to try: the pinned series, then the others, newest first."""
 
     def version(name: str) -> tuple[int, ...]:
@@ -125,7 +175,7 @@ def series_order(recipe: KernelRecipe, offered: Sequence[str]) -> list[str]:
     return pinned + sorted(others, key=version, reverse=True)
 
 
-def _source(recipe: KernelRecipe, cache: Path, work: Path) -> Source:
+def _source(recipe: SourceRecipe, cache: Path, work: Path) -> Source:
     """Download, unpack and patch the first series that all patches apply to."""
     with Progress("kernel: package lists"):
         apt = Apt(cache / "apt", [recipe.suite])
@@ -155,7 +205,7 @@ def _unpack(package: Path, folder: Path) -> Path:
     return tree
 
 
-def apply_patches(recipe: KernelRecipe, tree: Path) -> bool:
+def apply_patches(recipe: SourceRecipe, tree: Path) -> bool:
     """Apply all patches in order; False where one does not fit this source."""
     for patch in recipe.patches:
         words = ["patch", "-p1", "--batch", "--forward", "--fuzz=2", "-i", str(patch)]
@@ -166,29 +216,36 @@ def apply_patches(recipe: KernelRecipe, tree: Path) -> bool:
     return True
 
 
-def _configure(recipe: KernelRecipe, tree: Path) -> None:
+def _make(recipe: KernelRecipe, output: Path) -> list[str]:
+    """The first words of each make: the tree stays clean for the other architectures."""
+    return ["make", f"ARCH={recipe.arch}", f"O={output.name}"]
+
+
+def _configure(recipe: KernelRecipe, tree: Path, output: Path) -> None:
     """tinyconfig + the recipe's fragment; raises BuildError where an option did not survive."""
-    env = {**os.environ, **REPRODUCIBLE}
-    arch = f"ARCH={recipe.arch}"
-    fragment = tree / "apppot.config"
+    env = {**os.environ, **REPRODUCIBLE, "ARCH": recipe.arch}
+    make = _make(recipe, output)
+    output.mkdir()
+    fragment = output / "apppot.config"
     fragment.write_text(recipe.config)
-    with Progress("kernel: configure"):
-        run(["make", arch, "tinyconfig"], cwd=tree, env=env)
-        merge = ["scripts/kconfig/merge_config.sh", "-m", ".config", str(fragment)]
-        run(merge, cwd=tree, env={**env, "ARCH": recipe.arch})
-        run(["make", arch, "olddefconfig"], cwd=tree, env=env)
-    lost = lost_options(recipe.config, (tree / ".config").read_text())
+    with Progress(f"kernel {recipe.name}: configure"):
+        run([*make, "tinyconfig"], cwd=tree, env=env)
+        merge = tree / "scripts/kconfig/merge_config.sh"
+        run([merge, "-m", ".config", fragment], cwd=output, env=env)
+        run([*make, "olddefconfig"], cwd=tree, env=env)
+    lost = lost_options(recipe.config, (output / ".config").read_text())
     if lost:
         raise BuildError(f"the kernel's configuration lost {', '.join(lost)}")
 
 
-def _compile(recipe: KernelRecipe, tree: Path, cache: Path, jobs: int) -> None:
+def _compile(recipe: KernelRecipe, tree: Path, output: Path, cache: Path, jobs: int) -> None:
     """make, with a bar: the lines of the build before, or the recipe's estimate, are the whole."""
-    memory = cache / "steps.json"
-    known = (read_json(str(memory)) or {}).get("steps")
-    total = known if isinstance(known, int) else recipe.steps
+    memory = str(cache / "steps.json")
+    known = read_json(memory) or {}
+    total = known.get(recipe.name)
+    steps = total if isinstance(total, int) else recipe.steps
     done = 0
-    with Progress("kernel: compile", total) as progress:
+    with Progress(f"kernel {recipe.name}: compile", steps) as progress:
 
         def on_line(line: str) -> None:
             nonlocal done
@@ -196,10 +253,10 @@ def _compile(recipe: KernelRecipe, tree: Path, cache: Path, jobs: int) -> None:
                 done += 1
                 progress.update(done, line.split()[-1])
 
-        words = ["make", f"ARCH={recipe.arch}", f"-j{jobs}", "linux"]
+        words = [*_make(recipe, output), f"-j{jobs}", *recipe.targets]
         try:
             run_lines(words, on_line, cwd=tree, env={**os.environ, **REPRODUCIBLE})
         except ToolError as error:
             hint = f"apt-get install {recipe.packages}; 3 GB of free disk are needed"
             raise BuildError(f"the kernel did not compile: {error.cause}", hint) from error
-    write_json(str(memory), {"steps": done})
+    write_json(memory, {**known, recipe.name: done})

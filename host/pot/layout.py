@@ -6,6 +6,7 @@ process (an unknown kernel) is in `probe`, imported when it is needed, its answe
 
     POT/pot.json                        what is current
     POT/kernel/<digest>/linux           POT/runtime/<digest>/runtime.ext4
+    POT/kernel-x86_64/<digest>/vmlinux and bzImage
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from apppot.host.paths import cache_home, pot_home
 from apppot.host.pot.state import read_json, write_json
 
 MANIFEST = "pot.json"
+# Kernel as the user calls it -> its kind, which is its key in the manifest and its folder.
+KINDS = {"uml": "kernel", "x86_64": "kernel-x86_64"}
 BUILD_HINT = "build it with `apppot pot build`, or bring one with `apppot pot import FILE.tar`"
+X86_HINT = (
+    "build it with `apppot kernel build x86_64`, or bring one with `apppot pot import FILE.tar`"
+)
 KERNEL_HINT = "`apppot pot build` builds a kernel that starts ten times faster"
 STOCK_KERNELS = ("linux.uml", "linux")
 STOCK_MODULES = "/usr/lib/uml/modules"
@@ -43,6 +49,21 @@ class Kernel:
     features: frozenset[str]
     modules: str | None
     libraries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MachineKernel:
+    """The x86-64 kernel, for guests of QEMU, KVM and Xen, and for exported disks.
+
+    `vmlinux` is booted directly (`features`: "pvh", "xen"), `bzimage` by firmware and boot
+    loaders.  `digest` is that of `vmlinux`.
+    """
+
+    vmlinux: str
+    bzimage: str
+    release: str
+    digest: str
+    features: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,26 @@ def find_kernel(home: str | None = None, kernel: str | None = None) -> Kernel:
     """The kernel that `find_pot` would take; raises PotError where there is none."""
     root = pot_home() if home is None else home
     return _kernel(root, _manifest(root), kernel)
+
+
+def find_x86_kernel(home: str | None = None) -> MachineKernel:
+    """The pot's x86-64 kernel; raises PotError where it is missing or damaged."""
+    root = pot_home() if home is None else home
+    entry = _entry(_manifest(root), KINDS["x86_64"])
+    if entry is None:
+        raise PotError(f"there is no x86-64 kernel in the pot {root}", X86_HINT)
+    vmlinux = os.path.join(root, str(entry["path"]))
+    bzimage = os.path.join(os.path.dirname(vmlinux), "bzImage")
+    for path in (vmlinux, bzimage):
+        if not os.access(path, os.R_OK):
+            raise PotError(f"the pot's x86-64 kernel {path} is missing or unreadable", X86_HINT)
+    release, digest = str(entry["release"]), str(entry["digest"])
+    return MachineKernel(vmlinux, bzimage, release, digest, _features(entry))
+
+
+def _features(entry: dict[str, object]) -> frozenset[str]:
+    words = entry.get("features")
+    return frozenset(str(word) for word in words) if isinstance(words, list) else frozenset()
 
 
 def _manifest(root: str) -> dict[str, object]:
@@ -110,9 +151,8 @@ def _kernel(root: str, manifest: dict[str, object], wanted: str | None) -> Kerne
 def _tuned(path: str, entry: dict[str, object]) -> Kernel:
     if not os.access(path, os.X_OK):
         raise PotError(f"the pot's kernel {path} is missing or not executable", BUILD_HINT)
-    words = entry.get("features")
-    features = frozenset(str(word) for word in words) if isinstance(words, list) else frozenset()
-    return Kernel(path, str(entry["release"]), str(entry["digest"]), True, features, None)
+    release, digest = str(entry["release"]), str(entry["digest"])
+    return Kernel(path, release, digest, True, _features(entry), None)
 
 
 def stock_kernel() -> str | None:
@@ -145,8 +185,7 @@ def _probed(path: str) -> Kernel:
 
 def kernel_from_facts(path: str, facts: dict[str, object]) -> Kernel:
     """A Kernel from what `probe_kernel` found; one that knows anon_around is one of ours."""
-    words = facts.get("features")
-    features = frozenset(str(word) for word in words) if isinstance(words, list) else frozenset()
+    features = _features(facts)
     release = str(facts["release"])
     modules = os.path.join(STOCK_MODULES, release)
     libraries = facts.get("libraries")

@@ -1,4 +1,4 @@
-"""What a kernel file says of itself.  Runs it; `layout` keeps the answer."""
+"""What a kernel file says of itself.  Runs it where it is a program; `layout` keeps the answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import struct
+from typing import BinaryIO
 
 from apppot.host.errors import PotError
 from apppot.host.process import ToolError, run
@@ -19,6 +20,10 @@ BINARY_WORDS = (b"anon_around",)
 LIBRARY = re.compile(r"^\s*(?:\S+ => )?(/.*) \(0x[0-9a-f]+\)$", re.MULTILINE)
 ELF_HEAD = 64
 PT_INTERP = 3
+PT_NOTE = 4
+# Notes of the name "Xen" in a vmlinux, by which a hypervisor finds how to start it.
+XEN_NOTES = {1: "xen", 18: "pvh"}
+VERSION = re.compile(rb"Linux version (\d+\.\d+\S*) ")
 
 
 def probe_kernel(path: str) -> dict[str, object]:
@@ -62,18 +67,54 @@ def shared_libraries(path: str) -> list[str]:
 def _loader(path: str) -> str | None:
     """The program interpreter in a 64-bit ELF file's header; None where there is none."""
     with open(path, "rb") as file:
-        head = file.read(ELF_HEAD)
-        if head[:5] != b"\x7fELF\x02":
-            return None
-        (table,) = struct.unpack_from("<Q", head, 32)
-        size, count = struct.unpack_from("<HH", head, 54)
-        for number in range(count):
-            file.seek(table + number * size)
-            kind, _, start, _, _, length = struct.unpack("<IIQQQQ", file.read(40))
-            if kind == PT_INTERP:
-                file.seek(start)
-                return os.fsdecode(file.read(length).rstrip(b"\0"))
-    return None
+        names = _segments(file, PT_INTERP)
+    return os.fsdecode(names[0].rstrip(b"\0")) if names else None
+
+
+def _segments(file: BinaryIO, wanted: int) -> list[bytes]:
+    """Contents of the segments of one type in a 64-bit ELF file; none where it is no such file."""
+    head = file.read(ELF_HEAD)
+    if head[:5] != b"\x7fELF\x02":
+        return []
+    (table,) = struct.unpack_from("<Q", head, 32)
+    size, count = struct.unpack_from("<HH", head, 54)
+    found = []
+    for number in range(count):
+        file.seek(table + number * size)
+        kind, _, start, _, _, length = struct.unpack("<IIQQQQ", file.read(40))
+        if kind == wanted:
+            file.seek(start)
+            found.append(file.read(length))
+    return found
+
+
+def probe_vmlinux(path: str) -> dict[str, object]:
+    """Release, digest (hex sha256) and features ("pvh", "xen") of an x86-64 vmlinux.
+
+    Raises PotError where it is not one.
+    """
+    with open(path, "rb") as file:
+        notes = b"".join(_segments(file, PT_NOTE))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            version = VERSION.search(data)
+            digest = hashlib.sha256(data).hexdigest()
+    if version is None:
+        raise PotError(f"{path} is not a Linux kernel")
+    types = xen_notes(notes)
+    features = sorted(word for kind, word in XEN_NOTES.items() if kind in types)
+    return {"release": version[1].decode(), "digest": digest, "features": features}
+
+
+def xen_notes(data: bytes) -> set[int]:
+    """Types of the notes named "Xen" in the contents of a note segment."""
+    found, offset = set(), 0
+    while offset + 12 <= len(data):
+        name_size, size, kind = struct.unpack_from("<III", data, offset)
+        name = data[offset + 12 : offset + 12 + name_size]
+        if name == b"Xen\0":
+            found.add(kind)
+        offset += 12 + (name_size + 3 & ~3) + (size + 3 & ~3)
+    return found
 
 
 def _scan(path: str) -> tuple[str, set[bytes]]:

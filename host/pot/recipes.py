@@ -25,14 +25,31 @@ def recipes(name: str) -> Path:
 SOURCE_HINT = "build from a checkout of AppPot, or use `apppot pot import FILE.tar`"
 
 
+# What a kernel of the pot is called by the user, and the folder of its recipe.
+KERNELS = ("uml", "x86_64")
+
+
 @dataclass(frozen=True)
-class KernelRecipe:
-    """How to build the kernel; `steps` is about how many lines the build prints."""
+class SourceRecipe:
+    """Which source package the kernels are built from, and what is patched in it."""
 
     package: str
     fallback: str
     suite: str
+    patches: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class KernelRecipe:
+    """How to build one kernel; `steps` is about how many lines the build prints.
+
+    `files` are (name in the pot, path that the build leaves); the first is the kernel itself.
+    """
+
+    name: str
     arch: str
+    targets: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
     steps: int
     tools: tuple[str, ...]
     packages: str
@@ -73,22 +90,44 @@ def _load(path: Path) -> dict[str, Any]:
         raise BuildError(f"the recipe {path} is not valid TOML: {error}") from error
 
 
-def load_kernel(folder: Path | None = None) -> KernelRecipe:
-    """Read the kernel's recipe; raises BuildError where it is missing or wrong."""
-    folder = folder or recipes("kernel/uml")
-    data = _load(folder / "recipe.toml")
-    patches = tuple(sorted((folder / "patches").glob("*.patch")))
+def load_source(folder: Path | None = None) -> SourceRecipe:
+    """Read what all kernels are built from; raises BuildError where it is missing or wrong.
+
+    The patches are those of every kernel: they touch their own architecture only, and one
+    unpacked tree serves all.
+    """
+    folder = folder or recipes("kernel")
+    data = _load(folder / "source.toml")
+    try:
+        return SourceRecipe(
+            package=data["package"],
+            fallback=data["fallback"],
+            suite=data["suite"],
+            patches=tuple(patch for name in KERNELS for patch in _patches(folder / name)),
+        )
+    except KeyError as error:
+        raise BuildError(f"the recipe {folder}/source.toml lacks {error}") from error
+
+
+def _patches(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted((folder / "patches").glob("*.patch")))
+
+
+def load_kernel(name: str = "uml", folder: Path | None = None) -> KernelRecipe:
+    """Read a kernel's recipe below `folder`; raises BuildError where it is missing or wrong."""
+    base = folder or recipes("kernel")
+    folder = base / name
+    source, data = _load(base / "source.toml"), _load(folder / "recipe.toml")
+    patches = _patches(folder)
     files = [folder / "config", *patches]
     try:
         # Without what only helps the builder: a better estimate is not another kernel.
-        content = json.dumps(
-            [data["source"], data["build"]["arch"], data["kernel"]], sort_keys=True
-        )
+        content = json.dumps([source, data["build"]["arch"], data["kernel"]], sort_keys=True)
         return KernelRecipe(
-            package=data["source"]["package"],
-            fallback=data["source"]["fallback"],
-            suite=data["source"]["suite"],
+            name=name,
             arch=data["build"]["arch"],
+            targets=tuple(data["build"]["targets"]),
+            files=tuple(data["files"].items()),
             steps=int(data["build"]["steps"]),
             tools=tuple(data["build"]["tools"]),
             packages=data["build"]["packages"],

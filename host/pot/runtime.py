@@ -51,7 +51,7 @@ def build_runtime(force: bool = False, refresh: bool = False) -> dict[str, objec
         with store.workplace(home, "runtime") as work:
             image = _image(recipe, tree, agent, work)
             facts: dict[str, object] = {"inputs": inputs, "size": image.stat().st_size}
-            return store.publish(home, "runtime", image, facts)
+            return store.publish(home, "runtime", [image], facts)
 
 
 def up_to_date() -> bool | None:

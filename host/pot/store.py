@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,29 +43,38 @@ def manifest(home: Path) -> dict[str, object]:
 
 
 def entry(home: Path, kind: str) -> dict[str, object] | None:
-    """The manifest's entry for "kernel" or "runtime", if its file exists."""
+    """The manifest's entry of one kind (see `layout`), if its files exist."""
     found = manifest(home).get(kind)
-    if isinstance(found, dict) and (home / str(found.get("path"))).is_file():
-        return found
-    return None
+    if not isinstance(found, dict) or not (home / str(found.get("path"))).is_file():
+        return None
+    others = found.get("files", {})
+    assert isinstance(others, dict)
+    folder = (home / str(found["path"])).parent
+    return found if all((folder / name).is_file() for name in others) else None
 
 
-def publish(home: Path, kind: str, file: Path, facts: dict[str, object]) -> dict[str, object]:
-    """Put a finished file into the pot and make it the current one; returns its entry.
+def publish(
+    home: Path, kind: str, files: Sequence[Path], facts: Mapping[str, object]
+) -> dict[str, object]:
+    """Put finished files into the pot and make them the current ones; returns their entry.
 
-    `file` is moved and must be on the pot's file system.  A crash at any point leaves either
-    the old pot or the new one.
+    The first is the artefact that the entry's "path" and "digest" speak of; "files" has the
+    digests of the others, which lie beside it.  The files are moved and must be on the pot's
+    file system.  A crash at any point leaves either the old pot or the new one.
     """
-    digest = file_digest(file)
+    main, *others = files
+    digest = file_digest(main)
     folder = home / kind / digest
+    new = {**facts, "digest": digest, "path": str((folder / main.name).relative_to(home))}
+    if others:
+        new["files"] = {file.name: file_digest(file) for file in others}
     with locked(home):
         folder.mkdir(parents=True, exist_ok=True)
-        with open(file, "rb") as stream:
-            os.fsync(stream.fileno())
-        target = folder / file.name
-        os.replace(file, target)
+        for file in files:
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(file, folder / file.name)
         sync_folder(str(folder))
-        new = {**facts, "digest": digest, "path": str(target.relative_to(home))}
         state = {key: value for key, value in manifest(home).items() if key != "version"}
         write_json(str(home / MANIFEST), {**state, kind: new})
         _prune(home / kind, keep=digest)

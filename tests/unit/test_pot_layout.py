@@ -31,14 +31,21 @@ def put(home: Path, name: str, data: bytes = b"x") -> Path:
 
 def with_runtime(home: Path) -> Path:
     work = put(home / "pot", "work/runtime.ext4", b"runtime")
-    store.publish(home / "pot", "runtime", work, {"inputs": "i"})
+    store.publish(home / "pot", "runtime", [work], {"inputs": "i"})
     return home / "pot"
 
 
 def with_kernel(home: Path) -> Path:
     work = put(home / "pot", "work/linux", b"kernel")
     facts: dict[str, object] = {"release": "7.2.12", "features": ["seccomp", "anon_around"]}
-    store.publish(home / "pot", "kernel", work, facts)
+    store.publish(home / "pot", "kernel", [work], facts)
+    return home / "pot"
+
+
+def with_x86_kernel(home: Path) -> Path:
+    files = [put(home / "pot", f"work/{name}", name.encode()) for name in ("vmlinux", "bzImage")]
+    facts: dict[str, object] = {"release": "7.2.12", "features": ["pvh"]}
+    store.publish(home / "pot", "kernel-x86_64", files, facts)
     return home / "pot"
 
 
@@ -119,6 +126,32 @@ def test_a_lost_file_is_not_taken_for_a_pot(homes: Path) -> None:
     assert store.entry(homes / "pot", "kernel") is None
 
 
+def test_the_x86_kernel_is_beside_the_other(homes: Path) -> None:
+    with_kernel(homes)
+    with_runtime(homes)
+    with pytest.raises(PotError, match="no x86-64 kernel") as caught:
+        layout.find_x86_kernel()
+    assert "apppot kernel build x86_64" in caught.value.hint
+    with_x86_kernel(homes)
+    kernel = layout.find_x86_kernel()
+    assert Path(kernel.vmlinux).read_bytes() == b"vmlinux"
+    assert Path(kernel.bzimage).read_bytes() == b"bzImage"
+    assert kernel.digest == store.file_digest(Path(kernel.vmlinux))
+    assert kernel.release == "7.2.12"
+    assert kernel.features == {"pvh"}
+    assert Path(layout.find_pot().kernel.path).read_bytes() == b"kernel"
+
+
+@pytest.mark.parametrize("name", ["vmlinux", "bzimage"])
+def test_half_an_x86_kernel_is_none(homes: Path, name: str) -> None:
+    with_x86_kernel(homes)
+    assert store.entry(homes / "pot", "kernel-x86_64") is not None
+    Path(getattr(layout.find_x86_kernel(), name)).unlink()
+    with pytest.raises(PotError, match="missing or unreadable"):
+        layout.find_x86_kernel()
+    assert store.entry(homes / "pot", "kernel-x86_64") is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1}'])
 def test_a_damaged_manifest_is_an_error(homes: Path, text: str) -> None:
     (homes / "pot" / layout.MANIFEST).write_text(text)
@@ -130,7 +163,7 @@ def test_publishing_one_kind_keeps_the_other_and_prunes_old_ones(homes: Path) ->
     with_kernel(homes)
     for number in range(5):
         work = put(homes / "pot", "work/runtime.ext4", b"%d" % number)
-        store.publish(homes / "pot", "runtime", work, {})
+        store.publish(homes / "pot", "runtime", [work], {})
         os.utime(homes / "pot" / "runtime", (number, number))
     assert layout.find_pot().kernel.tuned
     left = list((homes / "pot" / "runtime").iterdir())

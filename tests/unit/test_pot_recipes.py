@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,12 @@ from apppot.host.errors import BuildError
 from apppot.host.pot import recipes
 from apppot.host.pot.apt import Target, archive_mirror, parse_packages, parse_targets, sources
 from apppot.host.pot.kernel import BUILD_STEP, series_order
+from apppot.host.pot.probe import xen_notes
 from apppot.host.pot.runtime import matches
 
 
-def test_the_kernel_recipe_is_whole() -> None:
-    recipe = recipes.load_kernel()
-    assert recipe.package == "linux-source-7.2"
+def test_the_recipe_of_uml_is_whole() -> None:
+    recipe = recipes.load_kernel("uml")
     assert [path.name[:4] for path in recipe.patches] == [f"000{n}" for n in range(1, 9)]
     for path in recipe.patches:
         assert "SPDX-License-Identifier: GPL-2.0\n" in path.read_text()
@@ -24,12 +26,25 @@ def test_the_kernel_recipe_is_whole() -> None:
     assert wanted["CONFIG_MODULES"] == "n"
 
 
-def test_a_fragment_names_each_option_once() -> None:
-    lines = [
-        line for line in recipes.load_kernel().config.splitlines() if line.startswith("CONFIG_")
-    ]
-    names = [line.split("=")[0] for line in lines]
+def test_all_kernels_have_one_source() -> None:
+    source = recipes.load_source()
+    assert source.package == "linux-source-7.2"
+    assert source.patches == recipes.load_kernel("uml").patches
+
+
+@pytest.mark.parametrize("name", recipes.KERNELS)
+def test_a_fragment_names_each_option_once(name: str) -> None:
+    lines = recipes.load_kernel(name).config.splitlines()
+    names = [line.split("=")[0] for line in lines if line.startswith("CONFIG_")]
     assert len(names) == len(set(names))
+
+
+def test_the_x86_kernel_has_what_jobs_know_from_the_other() -> None:
+    """All that a program may ask for: what is not the machine below."""
+    machine = re.compile(r"HOSTFS|MCONSOLE|UBD|CONSOLE|CHAN|SSL|UML|STATIC_LINK|NR_CPUS")
+    uml, x86 = (recipes.config_lines(recipes.load_kernel(name).config) for name in recipes.KERNELS)
+    lost = [f"{name}={value}" for name, value in uml.items() if x86.get(name) != value]
+    assert [line for line in lost if not machine.search(line)] == []
 
 
 def test_an_option_that_did_not_survive_is_named() -> None:
@@ -56,18 +71,24 @@ def test_a_digest_changes_with_names_order_and_contents(tmp_path: Path) -> None:
 
 
 def test_a_changed_patch_is_another_kernel(tmp_path: Path) -> None:
-    folder = tmp_path / "uml"
-    shutil.copytree(recipes.recipes("kernel/uml"), folder)
-    before = recipes.load_kernel(folder)
-    assert before.digest == recipes.load_kernel().digest
-    patch = folder / "patches" / "0003-um-no-ipi-masking-on-one-cpu.patch"
+    folder = tmp_path / "kernel"
+    shutil.copytree(recipes.recipes("kernel"), folder)
+    uml, x86 = (recipes.load_kernel(name).digest for name in recipes.KERNELS)
+    assert recipes.load_kernel("uml", folder).digest == uml
+    patch = folder / "uml" / "patches" / "0003-um-no-ipi-masking-on-one-cpu.patch"
     patch.write_text(patch.read_text() + "\n")
-    assert recipes.load_kernel(folder).digest != before.digest
+    assert recipes.load_kernel("uml", folder).digest != uml
+    assert recipes.load_kernel("x86_64", folder).digest == x86
+    source = folder / "source.toml"
+    source.write_text(source.read_text().replace("7.2", "7.3"))
+    assert recipes.load_kernel("x86_64", folder).digest != x86
 
 
 def test_a_missing_or_broken_recipe_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="missing"):
-        recipes.load_kernel(tmp_path)
+        recipes.load_kernel("uml", tmp_path)
+    with pytest.raises(BuildError, match="missing"):
+        recipes.load_source(tmp_path)
     (tmp_path / "recipe.toml").write_text("[source\n")
     with pytest.raises(BuildError, match="TOML"):
         recipes.load_runtime(tmp_path)
@@ -103,7 +124,7 @@ def test_what_is_pruned(path: str, dropped: bool) -> None:
 
 
 def test_the_pinned_series_comes_first_then_the_newest() -> None:
-    recipe = recipes.load_kernel()
+    recipe = recipes.load_source()
     offered = ["linux-source-7.10", "linux-source-7.2", "linux-source-7.9", "linux-source-doc"]
     assert series_order(recipe, offered) == [
         "linux-source-7.2",
@@ -154,3 +175,14 @@ def test_a_package_without_a_digest_is_not_taken() -> None:
 def test_build_lines_that_count_as_steps() -> None:
     assert BUILD_STEP.match("  CC      fs/hostfs/hostfs_user.o")
     assert not BUILD_STEP.match("warning: CC is odd")
+
+
+def test_notes_of_a_vmlinux_say_how_it_starts() -> None:
+    def note(name: bytes, kind: int, data: bytes) -> bytes:
+        head = struct.pack("<III", len(name), len(data), kind)
+        return head + name + bytes(-len(name) % 4) + data + bytes(-len(data) % 4)
+
+    data = note(b"GNU\0", 18, b"12345") + note(b"Xen\0", 18, b"1234") + note(b"Linux\0", 1, b"x")
+    assert xen_notes(data) == {18}
+    assert xen_notes(data + note(b"Xen\0", 1, bytes(8))) == {1, 18}
+    assert xen_notes(data[:11]) == set()
