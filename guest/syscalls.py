@@ -10,7 +10,9 @@ from __future__ import annotations
 import _ctypes
 import fcntl
 import os
+import select
 import struct
+import time
 
 # mount(2)
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -31,7 +33,9 @@ _SYS_PIVOT_ROOT = 155
 _SYS_MOUNT = 165
 _SYS_UMOUNT2 = 166
 _SYS_REBOOT = 169
+_SYS_INOTIFY_ADD_WATCH = 254
 _SYS_UNSHARE = 272
+_SYS_INOTIFY_INIT1 = 294
 _SYS_SETNS = 308
 _SYS_FINIT_MODULE = 313
 _SYS_OPEN_TREE = 428
@@ -43,6 +47,7 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_IDMAP = 0x00100000
 _O_CLOEXEC = 0o2000000
+_IN_CREATE = 0x100
 
 _AF_INET, _SOCK_DGRAM = 2, 2
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x890B, 0x8914, 0x8916
@@ -144,6 +149,24 @@ def idmap_mount(path: str, userns_fd: int) -> None:
         _call(f"move_mount {path}", _SYS_MOVE_MOUNT, tree, b"", *place)
     finally:
         os.close(tree)
+
+
+def wait_for_path(path: str, seconds: float) -> None:
+    """Return once `path` exists, or after `seconds`."""
+    if os.path.exists(path):
+        return
+    fd = _call("inotify_init1", _SYS_INOTIFY_INIT1, _O_CLOEXEC)
+    try:
+        folder = os.path.dirname(path)
+        _call(f"watch {folder}", _SYS_INOTIFY_ADD_WATCH, fd, _bytes(folder), _IN_CREATE)
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while not os.path.exists(path) and (left := deadline - time.monotonic()) > 0:
+            if poll.poll(1000 * left):
+                os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 class Interface:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from apppot.host.capabilities import boot_id
 from apppot.host.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ApppotError
 from apppot.host.paths import state_home
 
@@ -35,12 +36,6 @@ def home() -> str:
 def now() -> str:
     """The time as records have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def boot_id() -> str:
-    """What names this boot of the host."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as text:
-        return text.read().strip()
 
 
 def process_start(pid: int) -> int | None:

@@ -5,15 +5,18 @@ Callers ask for a capability, never for a version.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from apppot.host.paths import cache_home
+from apppot.host.pot.state import read_json, write_json
 
-_VERSION = 2
+_VERSION = 3
+QEMU = "qemu-system-x86_64"
 # The directory's own free memory is what counts where one is shared with others.
 MEMORY_PLACES = ("/dev/shm", "/run/shm", "/tmp")
 
@@ -27,6 +30,9 @@ class Capabilities:
     landlock: int  # version of the interface, 0: none
     slirp: str | None
     max_map_count: int
+    qemu: str | None = None
+    qemu_version: tuple[int, ...] = ()
+    qemu_devices: frozenset[str] = frozenset()  # of QEMU_DEVICES
 
 
 def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabilities:
@@ -34,8 +40,8 @@ def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabi
 
     `fresh` asks the host again: settings may have changed since it booted.
     """
-    bwrap, slirp = shutil.which("bwrap"), shutil.which("slirp4netns")
-    key = f"{_boot_id()} {os.getuid()} {bwrap} {slirp}"
+    bwrap, slirp, qemu = map(shutil.which, ("bwrap", "slirp4netns", QEMU))
+    key = f"{boot_id()} {os.getuid()} {bwrap} {slirp} {qemu}"
     path = os.path.join(cache_home(env), f"capabilities-{_host_name()}.json")
     known = None if fresh else _cached(path, key)
     if known is None:
@@ -48,6 +54,9 @@ def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabi
             landlock=landlock.version(),
             slirp=slirp,
             max_map_count=_max_map_count(),
+            qemu=qemu,
+            qemu_version=_qemu_version(qemu),
+            qemu_devices=_qemu_devices(qemu),
         )
         _remember(path, key, known)
     return known
@@ -57,7 +66,8 @@ def _host_name() -> str:
     return os.uname().nodename  # a home directory is shared between hosts
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """What names this boot of the host."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as text:
             return text.read().strip()
@@ -66,26 +76,22 @@ def _boot_id() -> str:
 
 
 def _cached(path: str, key: str) -> Capabilities | None:
+    value = read_json(path, _VERSION) or {}
+    if value.get("key") != key:
+        return None
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-        if value["version"] != _VERSION or value["key"] != key:
-            return None
-        return Capabilities(**value["capabilities"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found: Any = value["capabilities"]
+        found["qemu_version"] = tuple(found["qemu_version"])
+        found["qemu_devices"] = frozenset(found["qemu_devices"])
+        return Capabilities(**found)
+    except (KeyError, TypeError):
         return None
 
 
 def _remember(path: str, key: str, capabilities: Capabilities) -> None:
-    value = {"version": _VERSION, "key": key, "capabilities": asdict(capabilities)}
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file)
-        os.replace(temporary, path)
-    except OSError:
-        pass  # a cache that cannot be written costs a probe each time, nothing else
+    found = {**asdict(capabilities), "qemu_devices": sorted(capabilities.qemu_devices)}
+    with suppress(OSError):  # a cache that cannot be written costs a probe each time
+        write_json(path, {"version": _VERSION, "key": key, "capabilities": found})
 
 
 def _why_no_bubblewrap(bwrap: str | None) -> str:
@@ -103,6 +109,33 @@ def _why_no_bubblewrap(bwrap: str | None) -> str:
     return ""
 
 
+# Devices that the launcher puts into virtual machines; builds of QEMU leave some out.
+QEMU_DEVICES = (
+    *("virtio-blk-device", "virtio-serial-device", "virtserialport", "virtio-9p-device"),
+    *("virtio-net-device",),
+)
+
+
+def _qemu_version(program: str | None) -> tuple[int, ...]:
+    """QEMU's version; empty where there is none, or it says none."""
+    words = _said(program, "--version").split()
+    number = words[words.index("version") + 1] if "version" in words[:-1] else ""
+    return tuple(int(part) for part in number.split(".") if part.isdigit())
+
+
+def _qemu_devices(program: str | None) -> frozenset[str]:
+    text = _said(program, "-device", "help")
+    return frozenset(name for name in QEMU_DEVICES if f'name "{name}"' in text)
+
+
+def _said(program: str | None, *words: str) -> str:
+    from apppot.host.process import run
+
+    if program is None:
+        return ""
+    return run([program, *words], check=False, timeout=20).stdout.decode(errors="replace")
+
+
 def _max_map_count() -> int:
     try:
         with open("/proc/sys/vm/max_map_count", encoding="ascii") as text:
@@ -118,18 +151,22 @@ class Memory:
     total: int
     available: int
     limited_by: str
+    huge: int = 0  # in free huge pages
+    huge_page: int = 1  # bytes of one
 
 
 def memory() -> Memory:
     """What a guest could have at most, and what is free now."""
     with open("/proc/meminfo", encoding="ascii") as text:
         table = {line.split(":")[0]: int(line.split()[1]) << 10 for line in text}
+    huge_page = table.get("Hugepagesize", 0) or 1
+    huge = (table.get("HugePages_Free", 0) >> 10) * huge_page  # a number of pages, not of KB
     total = table["MemTotal"] + table.get("SwapTotal", 0)
     available = table.get("MemAvailable", table["MemFree"]) + table.get("SwapFree", 0)
     limit = _cgroup_limit()
     if limit is not None and limit < total:
-        return Memory(limit, min(available, limit), "the control group")
-    return Memory(total, available, "the host")
+        return Memory(limit, min(available, limit), "the control group", huge, huge_page)
+    return Memory(total, available, "the host", huge, huge_page)
 
 
 def _cgroup_limit() -> int | None:

@@ -68,11 +68,12 @@ def bubblewrap(
     host_network: bool = False,
     system: bool = False,
     libraries: tuple[str, ...] = (),
+    devices: tuple[str, ...] = (),
 ) -> Sandbox:
     """The words that start a process which sees only `shown`, under VIEW.
 
-    `memory` bytes of tmpfs hold the guest's memory file.  `system` adds the host's libraries
-    for helpers that are linked dynamically, `libraries` just the files that one program needs.
+    `memory` bytes of tmpfs hold the guest's memory file.  `system` adds the host's programs and
+    libraries, `libraries` just the files that one program needs, `devices` device nodes.
     """
     words = [*_root_words()] if as_root else []
     words += [bwrap, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -88,6 +89,8 @@ def bubblewrap(
         words += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for path in libraries:
         words += ["--ro-bind", path, path]
+    for path in devices:
+        words += ["--dev-bind", path, path]
     for item in shown:
         kind = "--bind" if item.writable else "--ro-bind"
         words += [kind, item.source, f"{VIEW}/{item.name}"]
@@ -129,7 +132,7 @@ def _system_words() -> list[str]:
 # What UML and helpers read of the host beside what they are shown.
 _HYPERVISOR_READS = ("/proc/cpuinfo", "/proc/self", "/dev/zero", "/dev/urandom")
 _HYPERVISOR_WRITES = ("/dev/null",)
-_HELPER_READS = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/run/systemd/resolve", "/dev/urandom")
+_SYSTEM_READS = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/run/systemd/resolve", "/dev/urandom")
 
 
 def landlocked(
@@ -137,29 +140,32 @@ def landlocked(
     view: str,
     temporary: str,
     *,
-    helper: bool = False,
+    system: bool = False,
+    network: bool = False,
     libraries: tuple[str, ...] = (),
+    devices: tuple[str, ...] = (),
 ) -> Sandbox:
-    """Landlock, and for a hypervisor a seccomp filter: it may use `shown` and `temporary` only.
+    """Landlock and a seccomp filter: the process may use `shown` and `temporary` only.
 
-    `helper` is for a program of the host that needs the network and the host's libraries,
-    `libraries` are those that one program needs.  Raises
-    OSError where the kernel has no Landlock.
+    `system` adds the host's programs and libraries, `libraries` just the files that one program
+    needs, `devices` device nodes; `network` is for a helper that needs the host's network, and
+    has no filter.  A program of the host may change the metadata of what it is shown by name, as
+    QEMU's file server does.  Raises OSError where the kernel has no Landlock.
     """
     from apppot.host import landlock
 
     items = list(shown)
     reads = [item.source for item in items if not item.writable and not item.masked]
     reads += [place for item in items if item.masked for place in _unmasked(item)]
-    reads += _HELPER_READS if helper else _HYPERVISOR_READS
+    reads += [*_HYPERVISOR_READS, *(_SYSTEM_READS if system else ())]
     reads += ["/etc/ld.so.cache", *libraries] if libraries else []
     writes = [item.source for item in items if item.writable]
     rules = landlock.ruleset(
         [view, *filter(os.path.exists, reads)],
-        [temporary, *_HYPERVISOR_WRITES, *writes],
-        network=helper,
+        [temporary, *_HYPERVISOR_WRITES, *devices, *writes],
+        network=network,
     )
-    before = landlock.restrictions(rules, filtered=not helper)
+    before = landlock.restrictions(rules, filtered=not network, metadata=system)
     return Sandbox((), view, temporary, tuple(before))
 
 

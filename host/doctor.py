@@ -102,7 +102,7 @@ def check_hypervisor(facts: Facts) -> Check:
         )
     chosen = {n: v for n, v in known.items() if wanted in ("auto", n)}
     usable = [f"{name}: {verdict.reason}" for name, verdict in chosen.items() if verdict.usable]
-    absent = [name for name in ("kvm", "xen", "qemu") if name not in known]
+    absent = [name for name in ("xen",) if name not in known]
     rest = f" ({', '.join(absent)}: not in this version)" if absent else ""
     if usable:
         return Check("hypervisor", Mark.OK, "; ".join(usable) + rest)
@@ -366,16 +366,17 @@ def _split(problem: str) -> tuple[str, str]:
 def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ) -> Facts:
     """Look at this machine for a guest with these settings.  Starts small tools, no guest."""
     from apppot.host import capabilities, paths
-    from apppot.host.hypervisor import KNOWN
+    from apppot.host.hypervisor import verdicts
     from apppot.host.pot.layout import lpj_for
 
+    able = capabilities.probe(env, fresh=True)
     kernel, kernel_problem = _kernel(settings["kernel"].value)
     runtime, runtime_problem = _runtime(settings["kernel"].value, kernel)
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     return Facts(
         root=os.getuid() == 0,
         hypervisor=settings["hypervisor"],
-        verdicts=tuple((kind.name, kind().verdict()) for kind in KNOWN),
+        verdicts=tuple((one.name, verdict) for one, verdict in verdicts(able)),
         kernel=kernel,
         kernel_problem=kernel_problem,
         stale_kernel=settings["kernel"].value is None and kernel is not None and _stale_kernel(),
@@ -383,7 +384,7 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
         runtime=runtime,
         runtime_problem=runtime_problem,
         stale_runtime=runtime is not None and _stale_runtime(),
-        capabilities=capabilities.probe(env, fresh=True),
+        capabilities=able,
         setpriv=shutil.which("setpriv") is not None,
         user_namespaces=_user_namespaces(),
         confine=settings["confine"],

@@ -8,27 +8,40 @@ import shlex
 from typing import IO, TYPE_CHECKING
 
 from apppot.host import confine
+from apppot.host.hypervisor.base import Wires
 from apppot.host.plan import Shown
 
 if TYPE_CHECKING:
     from apppot.host.commands.run import Prepared
 
-# In a real start these are a run directory and a descriptor.
+# In a real start these are a run directory and descriptors.
 _PRIVATE = tuple(Shown(name, f"RUNDIR/{name}") for name in ("exchange", "net", "run"))
-_CHANNEL = 3
+_CHANNEL, _NETWORK = 3, 4
 
 
 def command_line(prepared: Prepared) -> list[str]:
     """The hypervisor's argv as a start would make it, with RUNDIR for the run directory."""
     plan, bwrap = prepared.plan, prepared.capabilities.bwrap
+    needs = prepared.hypervisor.surroundings(plan)
     if prepared.ground.mapped and bwrap is not None:
         sandbox = confine.bubblewrap(
-            bwrap, (*plan.shown, *_PRIVATE), memory=plan.memory, as_root=prepared.caller.uid == 0
+            bwrap,
+            (*plan.shown, *_PRIVATE),
+            memory=needs.temporary,
+            as_root=prepared.caller.uid == 0,
+            system=needs.programs,
+            libraries=needs.libraries,
+            devices=needs.devices,
         )
     else:
         sandbox = confine.unconfined("RUNDIR/view", "RUNDIR/uml")
-    own = prepared.hypervisor.argv(plan, sandbox.view, sandbox.temporary, _CHANNEL)
+    own = prepared.hypervisor.argv(plan, sandbox.view, sandbox.temporary, _wires(prepared))
     return [*sandbox.prefix, *own]
+
+
+def _wires(prepared: Prepared) -> Wires:
+    by_descriptor = prepared.plan.network and prepared.hypervisor.network_by_descriptor
+    return Wires(_CHANNEL, _NETWORK if by_descriptor else None)
 
 
 def explain(prepared: Prepared, out: IO[str], *, as_json: bool) -> None:

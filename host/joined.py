@@ -23,7 +23,7 @@ from apppot.host.book import MESSAGE_BYTES
 from apppot.host.launch import complaint, exit_code
 from apppot.host.relay import Outcome, checked_report
 from apppot.host.runs import Request
-from apppot.host.streams import JOINED_WINDOW, Sink, Source, exchange_file
+from apppot.host.streams import Sink, Source, exchange_file
 
 _DESCRIPTORS = 4  # stdin, stdout, stderr, and the file with the request
 _REQUEST_BYTES = 16 << 20
@@ -72,11 +72,14 @@ class Joined:
     def __init__(
         self,
         job: Job,
-        exchange: str,
+        exchange: str | None,
+        window: int,
         send: Callable[[bytes], None],
         stop: Callable[[float], None],
     ) -> None:
         self._job, self._exchange, self._send, self._stop = job, exchange, send, stop
+        # The payload's input is not to wait for that of all others.
+        self._window = window // frames.PROCESSES
         self._clients: list[Client] = []
         self._processes: dict[int, Client] = {}  # by number, until the guest has said EXIT
         self._give_up_at: float | None = None
@@ -185,16 +188,25 @@ class Joined:
             self._exchange,
             request.tty,
             control + frames.STDIN,
-            JOINED_WINDOW,
+            self._window,
         )
         client.sinks = (
             Sink(control + frames.STDOUT, client.fds[1]),
             Sink(control + frames.STDERR, client.fds[2]),
         )
         self._processes[client.number] = client
+        self._describe(client, request.job(self._job).dump())
+
+    def _describe(self, client: Client, description: bytes) -> None:
+        if self._exchange is None:
+            for at in range(0, len(description), frames.MAX_PAYLOAD):
+                piece = description[at : at + frames.MAX_PAYLOAD]
+                self._control(client, frames.EXEC_PART, piece)
+            self._control(client, frames.EXEC, b"{}")
+            return
         client.name, fd = exchange_file(self._exchange)
         with open(fd, "wb") as file:
-            file.write(request.job(self._job).dump())
+            file.write(description)
         self._control(client, frames.EXEC, b'{"name": %d}' % int(client.name))
 
     def _gone(self, client: Client) -> None:
@@ -257,7 +269,7 @@ class Joined:
 
     def _read_in(self, client: Client) -> None:
         """The guest has read the description, which may hold secrets."""
-        if client.name:
+        if client.name and self._exchange is not None:
             os.unlink(os.path.join(self._exchange, client.name))
             client.name = ""
 

@@ -75,9 +75,14 @@ def _allow(rules: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def restrictions(rules: int, *, filtered: bool) -> list[Callable[[], object]]:
-    """What a child calls before its exec to be held by `rules`, and by the filter if asked."""
-    program = _filter_program() if filtered else b""
+def restrictions(
+    rules: int, *, filtered: bool, metadata: bool = False
+) -> list[Callable[[], object]]:
+    """What a child calls before its exec to be held by `rules`, and by the filter if asked.
+
+    `metadata` leaves it the calls that change metadata by name.
+    """
+    program = _filter_program(metadata) if filtered else b""
 
     def restrict() -> None:
         _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
@@ -91,6 +96,7 @@ def restrictions(rules: int, *, filtered: bool) -> list[Callable[[], object]]:
     return [restrict, install_filter] if filtered else [restrict]
 
 
+_IO_URING_SETUP = 425
 # Calls that change metadata by name, and io_uring, which would do all of this unseen.
 _REFUSED = {
     "chmod": 90,
@@ -105,7 +111,7 @@ _REFUSED = {
     "fchownat": 260,
     "futimesat": 261,
     "fchmodat": 268,
-    "io_uring_setup": 425,
+    "io_uring_setup": _IO_URING_SETUP,
     "fchmodat2": 452,
     "setxattrat": 463,
     "removexattrat": 466,
@@ -121,9 +127,9 @@ _LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _NUMBER, _ARCH, _ARG0, _ARG1_LOW, _ARG1_HIGH = 0, 4, 16, 24, 28
 
 
-def _filter_program() -> bytes:
-    """The filter in classic BPF."""
-    numbers = sorted(_REFUSED.values())
+def _filter_program(metadata: bool) -> bytes:
+    """The filter in classic BPF; `metadata` as in `restrictions`."""
+    numbers = [_IO_URING_SETUP] if metadata else sorted(_REFUSED.values())
     refuse = 12 + len(numbers)  # index of the instruction that refuses; the one before allows
 
     def jump(index: int, code: int, value: int, yes: int | None, no: int | None) -> bytes:
@@ -146,7 +152,7 @@ def _filter_program() -> bytes:
     at = len(program)
     program += [
         jump(at, _IF_EQUAL, _SOCKET, at + 5, None),
-        jump(at + 1, _IF_EQUAL, _UTIMENSAT, None, allow),
+        jump(at + 1, _IF_EQUAL, _UTIMENSAT, allow if metadata else None, allow),
         # Without a name it changes a descriptor.
         load(_ARG1_LOW),
         jump(at + 3, _IF_EQUAL, 0, None, refuse),

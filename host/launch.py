@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING
 
 from apppot.guest.protocol import drive
@@ -29,7 +29,7 @@ from apppot.host.errors import (
     EXIT_TIME_LIMIT,
     HypervisorError,
 )
-from apppot.host.hypervisor.base import Hypervisor
+from apppot.host.hypervisor.base import Hypervisor, Surroundings, Wires
 from apppot.host.images.store import hold
 from apppot.host.plan import LaunchPlan, Shown
 from apppot.host.planning import place_paths
@@ -40,9 +40,18 @@ from apppot.host.streams import Sink, Source
 
 if TYPE_CHECKING:
     from apppot.host.book import Book
+    from apppot.host.hypervisor.monitor import Monitor
     from apppot.host.joined import Joined
 
 _ENOENT = 2
+
+
+class NoHello(HypervisorError):
+    """The guest never came to life: no payload has started, another hypervisor may be tried."""
+
+    def __init__(self, cause: str, hint: str, reason: str) -> None:
+        super().__init__(cause, hint)
+        self.reason = reason
 
 
 @dataclass
@@ -50,10 +59,12 @@ class Run:
     """One run: its plan, what it left, and the times of its steps (monotonic seconds)."""
 
     plan: LaunchPlan
+    hypervisor: Hypervisor
     marks: list[tuple[str, float]] = field(default_factory=list)
     argv: tuple[str, ...] = ()
     confinement: Confinement = Confinement.NONE
     console: Console | None = None
+    monitor: Monitor | None = None
     outcome: Outcome | None = None
 
     def mark(self, what: str) -> None:
@@ -71,58 +82,70 @@ def run(
 
     Raises HypervisorError when the guest failed, Aborted when a signal came before the payload.
     """
-    record = Run(plan)
+    record = Run(plan, hypervisor)
     for warning in plan.warnings:
         sys.stderr.write(f"apppot: warning: {warning}\n")
     try:
         with contextlib.ExitStack() as stack:
-            relay = _start(record, hypervisor, capabilities, read_stdin, stack, open_book)
+            relay = _start(record, capabilities, read_stdin, stack, open_book)
             record.outcome = relay.outcome
             relay.run()
     except GuestFailed as failure:
-        raise _explain(record, failure.reason) from failure
+        raise _explain(record, failure) from failure
     record.mark("cleaned up")
     return record
 
 
 def _start(
     record: Run,
-    hypervisor: Hypervisor,
     capabilities: Capabilities,
     read_stdin: bool,
     stack: contextlib.ExitStack,
     open_book: Callable[[], Book] | None,
 ) -> Relay:
-    plan = record.plan
-    _check_file_size(plan)
+    plan, hypervisor = record.plan, record.hypervisor
+    needs = hypervisor.surroundings(plan)
+    _check_file_size(plan, needs)
     _hold_images(plan, stack)
     tty = _terminal(plan, stack)
-    rundir = _run_directory(plan, capabilities, tty)
+    rundir = _run_directory(plan, needs, capabilities, tty)
     stack.callback(rundir.remove)
-    exchange = rundir.directory("exchange")
+    exchange = rundir.directory("exchange") if hypervisor.exchange else None
     net = rundir.directory("net")
-    held = cpus.hold() if plan.cpus == 1 else None
+    held = cpus.hold() if plan.cpus == 1 and hypervisor.pinned else None
     if held is not None:
         stack.callback(held.release)
-    private = (Shown("exchange", exchange), Shown("net", net), Shown("run", rundir.path + "/own"))
+    private = [Shown("net", net), Shown("run", rundir.path + "/own")]
+    if exchange is not None:
+        private.append(Shown("exchange", exchange))
     rundir.directory("own")
     scratch = _scratch_disk(plan, rundir, stack)
-    sandbox = _sandbox(record, capabilities, rundir, private, scratch)
+    sandbox = _sandbox(record, needs, capabilities, rundir, private, scratch)
     place_paths(plan.job, sandbox.view)
     _write_drive(plan, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
     helper = _network(plan, capabilities, rundir, stack)
+    wire = None
+    if helper is not None and hypervisor.network_by_descriptor:
+        wire = network.connect(helper, net)
+        stack.callback(wire.close)
     ours, theirs = socket.socketpair()
     stack.callback(ours.close)
+    orders, monitor = _monitor(hypervisor, stack)
+    wires = Wires(
+        theirs.fileno(),
+        None if wire is None else wire.fileno(),
+        None if monitor is None else monitor.fileno(),
+    )
     record.argv = (
         *sandbox.prefix,
-        *hypervisor.argv(plan, sandbox.view, sandbox.temporary, theirs.fileno()),
+        *hypervisor.argv(plan, sandbox.view, sandbox.temporary, wires),
     )
     vm = spawn(
         record.argv,
         output=console_write,
-        keep=(theirs.fileno(), *([] if scratch is None else [scratch])),
+        keep=[fd for fd in (*astuple(wires), scratch) if fd is not None],
         cpus=() if held is None else (held.cpu,),
         env=_environment(sandbox),
         before_exec=sandbox.before_exec,
@@ -138,7 +161,35 @@ def _start(
     record.console = Console(console_read, _log(plan, stack))
     if tty is not None:
         tty.raw()
+    if orders is not None and monitor is not None:
+        monitor.close()
+        record.monitor = _connected(orders, stack)
     return _relay(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin, book, listener)
+
+
+def _monitor(
+    hypervisor: Hypervisor, stack: contextlib.ExitStack
+) -> tuple[socket.socket | None, socket.socket | None]:
+    """Our end and the hypervisor's of its monitor, where it has one."""
+    if not hypervisor.monitored:
+        return None, None
+    ours, theirs = socket.socketpair()
+    stack.callback(ours.close)
+    stack.callback(theirs.close)
+    return ours, theirs
+
+
+def _connected(connection: socket.socket, stack: contextlib.ExitStack) -> Monitor | None:
+    """The monitor, loaded and greeted while the guest boots; None where nobody answers."""
+    from apppot.host.hypervisor import monitor
+
+    found = monitor.Monitor(connection)
+    stack.callback(found.close)
+    try:
+        found.connect()
+    except monitor.TROUBLE:
+        return None  # the machine has ended, which its channel tells
+    return found
 
 
 def _hold_images(plan: LaunchPlan, stack: contextlib.ExitStack) -> None:
@@ -152,7 +203,7 @@ def _relay(
     record: Run,
     channel: int,
     vm: Child,
-    exchange: str,
+    exchange: str | None,
     net: str,
     tty: terminal.Terminal | None,
     helper: int | None,
@@ -167,24 +218,26 @@ def _relay(
         channel,
         vm,
         record.console,
-        Source(stdin, exchange, plan.job.tty),
+        Source(stdin, exchange, plan.job.tty, window=record.hypervisor.window),
         (Sink(2, 1), Sink(3, 2)),
         tty=tty,
         hello_timeout=plan.hello_timeout,
         time_limit=plan.time_limit,
         helper=helper,
+        helper_ready=helper is None or record.hypervisor.network_by_descriptor,
         vm_is_stopped=lambda: any_stopped(vm.pid),
+        machine_says=lambda: "" if record.monitor is None else record.monitor.account(),
         on_network_up=lambda: _forward(plan, net),
         on_started=bool if book is None else book.started,
         listener=listener,
-        join=lambda relay: _joined(plan, exchange, relay),
+        join=lambda relay: _joined(record, exchange, relay),
     )
 
 
-def _joined(plan: LaunchPlan, exchange: str, relay: Relay) -> Joined:
+def _joined(record: Run, exchange: str | None, relay: Relay) -> Joined:
     from apppot.host.joined import Joined
 
-    return Joined(plan.job, exchange, relay.send, relay.stop)
+    return Joined(record.plan.job, exchange, record.hypervisor.window, relay.send, relay.stop)
 
 
 def _forward(plan: LaunchPlan, net: str) -> None:
@@ -193,10 +246,10 @@ def _forward(plan: LaunchPlan, net: str) -> None:
         network.forward(net, host_port, guest_port)
 
 
-def _check_file_size(plan: LaunchPlan) -> None:
+def _check_file_size(plan: LaunchPlan, needs: Surroundings) -> None:
     """The guest's memory is a file, for which a soft limit can be lifted, a hard one not."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    need = max(plan.memory, plan.scratch or 0)
+    need = max(needs.temporary, plan.scratch or 0)
     if hard != resource.RLIM_INFINITY and hard < need:
         raise HypervisorError(
             f"files may have {hard >> 10} KB here (ulimit -f), the guest needs {need >> 10} KB",
@@ -225,6 +278,7 @@ def _log(plan: LaunchPlan, stack: contextlib.ExitStack) -> int | None:
 
 def _sandbox(
     record: Run,
+    needs: Surroundings,
     capabilities: Capabilities,
     rundir: RunDir,
     private: Sequence[Shown],
@@ -238,10 +292,11 @@ def _sandbox(
         return confine.bubblewrap(
             capabilities.bwrap,
             shown,
-            # UML's own files beside the memory: mconsole socket and pid file.
-            memory=plan.memory + (8 << 20),
+            memory=needs.temporary,
             as_root=os.getuid() == 0,
-            libraries=plan.kernel.libraries,
+            system=needs.programs,
+            libraries=needs.libraries,
+            devices=needs.devices,
         )
     view = rundir.directory("view")
     for item in shown:
@@ -253,7 +308,14 @@ def _sandbox(
     own = rundir.directory("uml")
     if record.confinement is Confinement.LANDLOCK:
         disks = [] if scratch is None else [Shown("", f"/proc/self/fd/{scratch}", writable=True)]
-        return confine.landlocked([*shown, *disks], view, own, libraries=plan.kernel.libraries)
+        return confine.landlocked(
+            [*shown, *disks],
+            view,
+            own,
+            system=needs.programs,
+            libraries=needs.libraries,
+            devices=needs.devices,
+        )
     if plan.confine != "off":
         sys.stderr.write(f"apppot: warning: not confined: {capabilities.bwrap_reason}\n")
     return confine.unconfined(view, own)
@@ -284,13 +346,16 @@ def _scratch_disk(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack)
 
 
 def _run_directory(
-    plan: LaunchPlan, capabilities: Capabilities, tty: terminal.Terminal | None
+    plan: LaunchPlan,
+    needs: Surroundings,
+    capabilities: Capabilities,
+    tty: terminal.Terminal | None,
 ) -> RunDir:
     """The run directory; without bubblewrap's own tmpfs, the guest's memory lies in it too."""
     kept = None if tty is None else (tty.fd, tty.settings())
     if confine.choose(plan.confine, capabilities) is Confinement.BUBBLEWRAP:
         return RunDir.create(terminal=kept)
-    place, warning = memory_place(plan.memory)
+    place, warning = memory_place(needs.temporary)
     if place is None:
         raise HypervisorError(
             f"no place for {plan.memory >> 20} MB of guest memory: /dev/shm and the temporary "
@@ -333,7 +398,9 @@ def _network(
                 system=True,
             )
         case Confinement.LANDLOCK:
-            sandbox = confine.landlocked((place,), rundir.path, place.source, helper=True)
+            sandbox = confine.landlocked(
+                (place,), rundir.path, place.source, system=True, network=True
+            )
         case Confinement.NONE:
             sandbox = confine.unconfined(rundir.path, rundir.path)
     child, ready = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
@@ -385,14 +452,16 @@ def complaint(outcome: Outcome) -> str:
     return ""
 
 
-def _explain(record: Run, reason: str) -> HypervisorError:
+def _explain(record: Run, failure: GuestFailed) -> HypervisorError:
     """The error for a guest that failed, with its console kept in a file."""
     console = record.console.text() if record.console is not None else ""
     meaning, remedy = diagnose(console)
-    lines = [reason + (f" ({meaning})" if meaning else "")]
+    lines = [failure.reason + (f" ({meaning})" if meaning else "")]
     lines += [f"    | {line}" for line in last_lines(console)]
-    kept = keep_failure(record, reason, console)
+    kept = keep_failure(record, failure.reason, console)
     lines.append(f"  console and plan are kept in {kept}")
+    if failure.silent:
+        return NoHello("\n".join(lines), remedy, failure.reason)
     return HypervisorError("\n".join(lines), remedy)
 
 
@@ -436,6 +505,7 @@ def describe(record: Run, reason: str = "") -> dict[str, object]:
     return {
         "version": 1,
         "reason": reason,
+        "hypervisor": record.hypervisor.name,
         "kernel": record.plan.kernel.release,
         "memory": record.plan.memory,
         "cpus": record.plan.cpus,

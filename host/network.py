@@ -7,10 +7,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from apppot.host.confine import Sandbox
 from apppot.host.errors import HypervisorError
 from apppot.host.spawn import Child, spawn
+
+if TYPE_CHECKING:
+    import socket
 
 _TOOL = "slirp4netns"
 READY = b"Waiting for connection"
@@ -39,6 +43,25 @@ def start(
     child = spawn(argv, output=output_write, before_exec=sandbox.before_exec, announce=announce)
     os.close(output_write)
     return child, output_read
+
+
+def connect(output: int, directory: str) -> socket.socket:
+    """A descriptor of the helper's network, for a hypervisor that takes one.
+
+    Waits until the helper says on `output` that it is ready.  Raises HypervisorError.
+    """
+    import socket
+
+    said = b""
+    while READY not in said:
+        piece = os.read(output, 4096)
+        if not piece:
+            last = said.decode(errors="replace").strip().splitlines()[-1:]
+            raise HypervisorError(f"the network helper ended: {last[0] if last else 'silently'}")
+        said += piece
+    wire = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    wire.connect(os.path.join(directory, _SOCKET))
+    return wire
 
 
 def forward(directory: str, host_port: int, guest_port: int) -> None:

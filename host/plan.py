@@ -54,6 +54,7 @@ class LaunchPlan:
     kernel: KernelChoice
     memory: int  # bytes
     cpus: int
+    huge: bool  # guest memory from the host's huge pages
     disks: tuple[Disk, ...]  # the first is the runtime, the second the config drive
     shown: tuple[Shown, ...]
     job: Job = field(compare=False)

@@ -9,8 +9,10 @@ from typing import Any
 
 from apppot.guest.protocol.job import HOME, JOB_DIR, SEARCH_PATH, Job, Layer, Mount, Network
 from apppot.host.caller import Caller
+from apppot.host.capabilities import Memory
 from apppot.host.config import Setting
 from apppot.host.errors import UsageError
+from apppot.host.hypervisor.base import Hypervisor
 from apppot.host.images.probe import ImageFormat
 from apppot.host.images.store import Image, Record
 from apppot.host.plan import Disk, KernelChoice, LaunchPlan, Shown
@@ -50,6 +52,10 @@ _DROPPED_PREFIXES = (b"XDG_", b"SSH_", b"APPPOT_", b"BASH_FUNC_", b"GPG_", b"PYE
 _LEAST_MEMORY = 64 << 20
 
 
+class Unsuited(UsageError):
+    """The hypervisor that is planned for cannot do what is asked; another may."""
+
+
 @dataclass(frozen=True)
 class Bind:
     """A host path that the guest shows at `target`."""
@@ -87,6 +93,7 @@ class Request:
 class Ground:
     """What the plan stands on, found out before: kernel, runtime, tools, terminal size."""
 
+    hypervisor: Hypervisor
     kernel: KernelChoice
     modules: str | None
     runtime: str
@@ -94,9 +101,10 @@ class Ground:
     rows: int
     columns: int
     job_directory: str | None  # absolute, None: no job directory
-    devices: tuple[str, ...]  # the hypervisor's names of its disks
     confine: str  # the wish, see `confinement_wish`
+    room: Memory  # of the host
     mapped: bool  # in a user namespace, where other users' and groups' ids do not show
+    hello_seconds: float = 60.0  # how long to wait for a sign of life
 
 
 def kept_environment(env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -142,17 +150,18 @@ def make_plan(
     if request.session_disk is not None:
         if scratch is not None:
             raise UsageError("a session has a disk of its own", "leave out --scratch")
-        job.scratch, job.session = ground.devices[len(disks)].encode(), True
+        job.scratch, job.session = ground.hypervisor.devices[len(disks)].encode(), True
         shown.append(Shown("session", request.session_disk, writable=True))
         disks.append(Disk("session", writable=True))
     elif scratch is not None:
-        job.scratch = ground.devices[len(disks)].encode()
+        job.scratch = ground.hypervisor.devices[len(disks)].encode()
         disks.append(Disk("run/scratch", writable=True))
     _check_cpus(settings["cpus"], ground.kernel)
     return LaunchPlan(
         kernel=ground.kernel,
         memory=memory,
         cpus=settings["cpus"].value,
+        huge=memory <= ground.room.huge and memory % ground.room.huge_page == 0,
         disks=tuple(disks),
         shown=tuple(shown),
         job=job,
@@ -160,7 +169,7 @@ def make_plan(
         forwards=request.forwards,
         confine=ground.confine,
         time_limit=settings["time"].value,
-        hello_timeout=settings["hello_timeout"].value or 60.0,
+        hello_timeout=settings["hello_timeout"].value or ground.hello_seconds,
         scratch=scratch,
         log=settings["log"].value,
         warnings=tuple(warnings),
@@ -186,7 +195,8 @@ def _network(
     if setting.value != "user":
         raise UsageError(f"{setting.origin}: unknown network {setting.value!r}", "user or none")
     if ground.slirp is not None:
-        return Network(confirm=bool(request.forwards)), []
+        device = ground.hypervisor.network_device
+        return Network(device=device, confirm=bool(request.forwards)), []
     if setting.origin == "default":
         return None, ["no network: slirp4netns is not installed (--network none says it is meant)"]
     raise UsageError(
@@ -203,13 +213,18 @@ def _file_systems(
     shown: list[Shown] = []
     layers: list[Layer] = []
     if request.cow is not None:
+        if ground.hypervisor.kernel != "uml":
+            raise Unsuited(
+                f"COW files are User-Mode Linux's own: {ground.hypervisor.name} has none",
+                "leave out --hypervisor, or use a session: apppot run --session NAME",
+            )
         _add_cow(request.cow, ground, disks, shown, layers)
     elif request.image is None:
         shown.append(Shown("host", "/", masked=hidden))
-        layers.append(Layer(source=b"host", fstype="hostfs", hidden=list(hidden)))
+        layers.append(Layer(source=b"host", fstype=ground.hypervisor.share, hidden=list(hidden)))
     images = [*([request.image] if request.image is not None else []), *request.changes]
     for number, image in enumerate(images):
-        device = ground.devices[len(disks)]
+        device = ground.hypervisor.devices[len(disks)]
         layers.append(_layer(image, device))
         shown.append(Shown(f"image{number}", os.path.realpath(image.path)))
         disks.append(Disk(f"image{number}"))
@@ -231,7 +246,7 @@ def _add_cow(
 ) -> None:
     cow, backing, offset = pair
     shown += [Shown("cow", os.path.realpath(cow), writable=True), Shown("backing", backing)]
-    source = ground.devices[len(disks)].encode()
+    source = ground.hypervisor.devices[len(disks)].encode()
     layers.append(Layer(source=source, fstype="ext4", offset=offset, writable=True))
     disks.append(Disk("cow", writable=True, backing="backing"))
 
@@ -277,8 +292,9 @@ def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, grou
         rows=ground.rows,
         columns=ground.columns,
         closed=[] if request.tty else _closed(caller, request),
+        share=ground.hypervisor.share,
         job_dir=None if ground.job_directory is None else b"job",
-        exchange=b"exchange",
+        exchange=b"exchange" if ground.hypervisor.exchange else None,
         modules=None if ground.modules is None else b"modules",
         hostname=settings["hostname"].value,
         localtime=caller.localtime,
@@ -345,7 +361,12 @@ def _search_path(request: Request, caller: Caller) -> bytes:
 
 
 def place_paths(job: Job, view: str) -> None:
-    """Turn the view names in `job` into paths as the hypervisor's process sees them."""
+    """Turn the view names in `job` into paths as the hypervisor's process sees them.
+
+    Where directories are shared by tag, their names are the tags.
+    """
+    if job.share != "hostfs":
+        return
 
     def placed(name: bytes) -> bytes:
         return os.fsencode(view) + b"/" + name

@@ -57,11 +57,14 @@ _OWN = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
 
 
 class GuestFailed(Exception):
-    """The guest did not do its part; `reason` says what was seen."""
+    """The guest did not do its part; `reason` says what was seen.
 
-    def __init__(self, reason: str) -> None:
+    `silent`: it never said a word, so that perhaps its hypervisor is to blame.
+    """
+
+    def __init__(self, reason: str, silent: bool = False) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.silent = reason, silent
 
 
 class Aborted(Exception):
@@ -162,7 +165,9 @@ class Relay:
         hello_timeout: float,
         time_limit: float | None,
         helper: int | None,
+        helper_ready: bool,
         vm_is_stopped: Callable[[], bool],
+        machine_says: Callable[[], str],
         on_network_up: Callable[[], object],
         on_started: Callable[[], object] = bool,
         listener: socket.socket | None = None,
@@ -171,6 +176,7 @@ class Relay:
         self._channel, self._vm, self._console = channel, vm, console
         self._source, self._sinks, self._tty = source, sinks, tty
         self._helper, self._vm_is_stopped = helper, vm_is_stopped
+        self._machine_says = machine_says
         self._on_network_up, self._on_started = on_network_up, on_started
         # Where others ask for processes beside the payload; loaded when the first one does.
         self._listener, self._join = listener, join
@@ -182,7 +188,7 @@ class Relay:
         self._pending: list[int] = []
         self._gone = False
         self._helper_said = b""
-        self._helper_ready = helper is None
+        self._helper_ready = helper_ready
         self._started = False
         self._kill_at: float | None = None
         self._give_up_at: float | None = None
@@ -325,7 +331,8 @@ class Relay:
         if not data:
             self._gone = True
             if not self.outcome.report:
-                raise GuestFailed(f"the virtual machine {self._last_words()}")
+                silent = not self.outcome.hello
+                raise GuestFailed(f"the virtual machine {self._last_words()}", silent)
             return
         self._heard = time.monotonic()
         try:
@@ -472,7 +479,8 @@ class Relay:
             self._heard = now
         if now - self._heard > limit:
             what = "sent no heartbeat" if self.outcome.hello else "did not say HELLO"
-            raise GuestFailed(f"the guest {what} for {limit:.0f} s: it hangs")
+            silent = not self.outcome.hello
+            raise GuestFailed(f"the guest {what} for {limit:.0f} s: it hangs{self._why()}", silent)
         self._time_is_up(now)
 
     def stop(self, grace: float) -> None:
@@ -487,7 +495,12 @@ class Relay:
         while not self._vm.ended() and time.monotonic() < deadline:
             time.sleep(0.005)
         self._console.pump()
-        return f"{self._vm.how()} and reported no status of the payload"
+        return f"{self._vm.how()} and reported no status of the payload{self._why()}"
+
+    def _why(self) -> str:
+        """What the hypervisor itself knows of the end, as the rest of a sentence."""
+        said = self._machine_says()
+        return f"; {said}" if said else ""
 
     def _time_is_up(self, now: float) -> None:
         if self._limit_at is not None and now >= self._limit_at:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from apppot.host.book import RECORD, SOCKET, VERSION, boot_id, home, process_start
+from apppot.host.book import RECORD, SOCKET, VERSION, home, process_start
+from apppot.host.capabilities import boot_id
 from apppot.host.errors import ApppotError, UsageError
 from apppot.host.rundir import candidates
 

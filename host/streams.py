@@ -18,8 +18,6 @@ from apppot.guest.protocol import frames
 _WINDOW_PARTS = 3
 _CHUNK_BYTES = 4 << 20
 _CHUNKS_UNDER_WAY = 4
-# The window of a process that joined: the line's buffer is shared by all, see frames.INPUT_CREDIT.
-JOINED_WINDOW = 96
 _CREDIT_BYTES = frames.OUTPUT_CREDIT // 8
 # What a poll for writing promises at least of a pipe (PIPE_BUF).
 _SAFE_WRITE = 4096
@@ -111,13 +109,15 @@ def _writable(fd: int) -> tuple[int | None, int]:
 
 
 class Source:
-    """The launcher's stdin, or that of a process that joined: frames for a little, chunk files for
-    a lot."""
+    """The launcher's stdin, or that of a process that joined.
+
+    Frames for a little, chunk files for a lot where there is an exchange directory.
+    """
 
     def __init__(
         self,
         fd: int | None,
-        exchange: str,
+        exchange: str | None,
         tty: bool,
         stream: int = frames.STDIN,
         window: int = frames.INPUT_CREDIT,
@@ -147,19 +147,24 @@ class Source:
     def chunk_done(self, name: str) -> None:
         """The payload took the chunk file `name`."""
         self._under_way.remove(name)
-        os.unlink(os.path.join(self._exchange, name))
+        self._remove(name)
 
     def forget(self) -> None:
         """The process has ended: remove what it did not take."""
         self._fd = None
         while self._under_way:
-            os.unlink(os.path.join(self._exchange, self._under_way.pop()))
+            self._remove(self._under_way.pop())
+
+    def _remove(self, name: str) -> None:
+        assert self._exchange is not None
+        os.unlink(os.path.join(self._exchange, name))
 
     def read(self) -> list[bytes]:
         """Read what there is; the frames that carry it."""
         assert self._fd is not None
         try:
-            data = os.read(self._fd, self._frame_bytes if self._tty else 1 << 16)
+            whole = self._tty or self._exchange is None
+            data = os.read(self._fd, self._frame_bytes if whole else 1 << 16)
         except OSError:  # EIO: a terminal that is gone
             data = b""
         if not data:
@@ -171,6 +176,7 @@ class Source:
         return [self._chunk(data)]
 
     def _chunk(self, data: bytes) -> bytes:
+        assert self._exchange is not None
         name, fd = exchange_file(self._exchange)
         self._under_way.add(name)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from apppot.guest import shares
 from apppot.guest.merge.root import GENERATED, SUPPLY, find
 from apppot.guest.protocol.job import HOME, JOB_DIR, USER
 
@@ -157,7 +158,7 @@ def generate(job: Job, points: list[str]) -> None:
         writer.write("etc/resolv.conf", f"nameserver {job.network.dns}\n")
     if job.localtime is not None:
         writer.write("etc/localtime", job.localtime)
-    _sudo(writer, any(layer.fstype == "hostfs" for layer in job.layers))
+    _sudo(writer, any(layer.fstype in shares.KINDS for layer in job.layers))
     _directories(writer, job)
 
 

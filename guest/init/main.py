@@ -12,7 +12,7 @@ STARTED = time.clock_gettime(time.CLOCK_BOOTTIME)
 
 import os  # noqa: E402
 
-from apppot.guest import syscalls  # noqa: E402
+from apppot.guest import shares, syscalls  # noqa: E402
 from apppot.guest.console import log  # noqa: E402
 from apppot.guest.init import account, mounts, network  # noqa: E402
 from apppot.guest.merge import root, scratch  # noqa: E402
@@ -78,7 +78,7 @@ def _layers(boot: Boot) -> None:
     boot.in_place = len(layers) == 1 and _writable(boot.points[0], layers[0])
     if boot.job.uid and not boot.job.in_pot:
         pairs = zip(boot.points, layers)
-        images = [point for point, layer in pairs if layer.fstype != "hostfs"]
+        images = [point for point, layer in pairs if layer.fstype not in shares.KINDS]
         root.map_owner(images, boot.job.uid, boot.job.gid)
 
 
@@ -123,9 +123,7 @@ def _host_directories(boot: Boot) -> None:
     mounts.mount_host_directories(boot.job)
     if boot.job.exchange is not None:
         os.mkdir(session.EXCHANGE)
-        syscalls.mount(
-            "exchange", session.EXCHANGE, "hostfs", syscalls.MS_RDONLY, boot.job.exchange
-        )
+        shares.mount(boot.job.share, boot.job.exchange, session.EXCHANGE, syscalls.MS_RDONLY)
 
 
 def _host_name(boot: Boot) -> None:
@@ -174,7 +172,7 @@ def _hello(boot: Boot) -> bytes:
 
 def _serve(boot: Boot, served: session.Session) -> None:
     """With a launcher: handshake, payload, EXIT."""
-    served.channel.send(frames.HELLO, payload=_hello(boot))
+    served.channel.greet(_hello(boot))
     boot.step = "wait for GO"
     served.wait_for_go()
     if boot.job.network is not None:

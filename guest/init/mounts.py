@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from apppot.guest import syscalls
+from apppot.guest import shares, syscalls
 from apppot.guest.merge.root import ROOT
 from apppot.guest.protocol.job import JOB_DIR
 
@@ -66,24 +66,25 @@ def mount_guest() -> None:
 def mount_host_directories(job: Job) -> None:
     """Mount the job directory and the caller's --bind directories, without setuid and devices."""
     if job.job_dir is not None:
-        syscalls.mount("job", ROOT + JOB_DIR, "hostfs", _SAFE, job.job_dir)
+        shares.mount(job.share, job.job_dir, ROOT + JOB_DIR, _SAFE)
     for number, mount in enumerate(job.mounts):
         if mount.name:
-            _mount_file(mount, number)
+            _mount_file(job.share, mount, number)
         else:
-            _mount_directory(mount.source, ROOT + os.fsdecode(mount.target), mount.read_only)
+            target = ROOT + os.fsdecode(mount.target)
+            _mount_directory(job.share, mount.source, target, mount.read_only)
 
 
-def _mount_directory(source: bytes, target: str, read_only: bool) -> None:
+def _mount_directory(share: str, source: bytes, target: str, read_only: bool) -> None:
     flags = _SAFE | (syscalls.MS_RDONLY if read_only else 0)
-    syscalls.mount("bind", target, "hostfs", flags, source)
+    shares.mount(share, source, target, flags)
 
 
-def _mount_file(mount: Mount, number: int) -> None:
-    """hostfs mounts directories; a single file is bound out of one that is kept aside."""
+def _mount_file(share: str, mount: Mount, number: int) -> None:
+    """Shares are directories; a single file is bound out of one that is kept aside."""
     aside = f"/run/apppot/file{number}"
     os.mkdir(aside)
-    _mount_directory(mount.source, aside, mount.read_only)
+    _mount_directory(share, mount.source, aside, mount.read_only)
     target = ROOT + os.fsdecode(mount.target)
     syscalls.mount(os.fsencode(aside) + b"/" + mount.name, target, None, syscalls.MS_BIND)
     if mount.read_only:

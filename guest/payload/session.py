@@ -12,6 +12,7 @@ import select
 import termios
 import time
 
+from apppot.guest import syscalls
 from apppot.guest.payload import process
 from apppot.guest.protocol import frames
 from apppot.guest.protocol.jsonlite import dumps, loads
@@ -31,6 +32,8 @@ HEARTBEAT_SECONDS = 1.0
 # How long what the payload left running has between SIGTERM and SIGKILL.
 LEFTOVER_SECONDS = 1.0
 _READ_BYTES = 60 << 10
+# A virtual port appears a moment after PID 1 has started.
+_DEVICE_SECONDS = 5.0
 _BACKLOG_BYTES = 128 << 10
 _HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -41,6 +44,7 @@ class ChannelLost(Exception):
 
 def open_channel(device: str) -> int:
     """Open the channel's serial line or port and make it carry bytes as they are."""
+    syscalls.wait_for_path(device, _DEVICE_SECONDS)
     fd = os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
     if os.isatty(fd):
         attributes = termios.tcgetattr(fd)
@@ -64,6 +68,12 @@ class Channel:
         """Queue a frame and pass on what the channel takes at once."""
         self._out += frames.encode(kind, stream, payload)
         self.flush()
+
+    def greet(self, payload: bytes) -> None:
+        """Send HELLO, waiting for the launcher: before it has a port open, the port seems lost."""
+        os.set_blocking(self.fd, True)
+        self.send(frames.HELLO, payload=payload)
+        os.set_blocking(self.fd, False)
 
     def backlog(self) -> int:
         """Bytes that the channel has not taken yet."""
@@ -274,6 +284,7 @@ class Session:
         self._payload: Process | None = None
         self._processes: dict[int, Process] = {}  # by number, the payload among them
         self._join: Join | None = None
+        self._described: dict[int, bytes] = {}  # descriptions of processes to come
         self._childless = False
         self._leftover_deadline: float | None = None
         self._leftovers_ended = False
@@ -371,6 +382,8 @@ class Session:
         number = stream // frames.STREAMS
         if kind == frames.GO:
             self._go = True
+        elif kind == frames.EXEC_PART:
+            self._described[number] = self._described.get(number, b"") + payload
         elif kind == frames.EXEC:
             self._exec(number, payload)
         # What was on its way to a process that has ended has lost its purpose.
@@ -401,9 +414,8 @@ class Session:
         try:
             if self._payload is None or self._payload.status is not None or self._join is None:
                 raise ValueError("the main process has ended")
-            message: Any = loads(payload.decode())
-            with open(f"{EXCHANGE}/{int(message['name'])}", "rb") as file:
-                started, tty = self._join(file.read(), self._payload.payload.pid)
+            description = self._described.pop(number, None) or _exchanged(payload)
+            started, tty = self._join(description, self._payload.payload.pid)
         except (OSError, ValueError) as error:
             reason = {"step": "exec", "reason": f"{error}"[:1000]}
             self.channel.send(frames.FAILED, control, dumps(reason).encode())
@@ -458,6 +470,13 @@ class Session:
             self._leftover_deadline = time.monotonic() + LEFTOVER_SECONDS
             _signal_all(_signal.SIGTERM)
             _signal_all(_signal.SIGCONT)
+
+
+def _exchanged(payload: bytes) -> bytes:
+    """The contents of the file in the exchange directory that a frame names."""
+    message: Any = loads(payload.decode())
+    with open(f"{EXCHANGE}/{int(message['name'])}", "rb") as file:
+        return file.read()
 
 
 def _signal_all(number: int) -> None:

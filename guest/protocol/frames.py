@@ -25,6 +25,8 @@ OUTPUT_CREDIT = 1 << 20
 # Less than the 4096 bytes that a terminal line of the guest buffers: when that runs full under
 # load, User-Mode Linux may never read its serial line again (seen on 6.1 and 7.2).
 INPUT_CREDIT = 3 << 10
+# A virtual port has no such buffer.
+PORT_CREDIT = 3 * MAX_PAYLOAD
 
 # Streams.
 CONTROL, STDIN, STDOUT, STDERR = 0, 1, 2, 3
@@ -44,7 +46,9 @@ GO = 16  # JSON: version; start the payload
 SIGNAL = 17  # u32: signal number for the payload's process group
 RESIZE = 18  # u16 rows, u16 columns
 INPUT_FILE = 19  # JSON: name of a chunk of stdin in the exchange directory
-EXEC = 20  # JSON: name of the file in the exchange directory that describes one more process
+EXEC = 20  # JSON: name of the file in the exchange directory that describes one more process;
+# without one, the bytes that came before it do
+EXEC_PART = 21  # a piece of such a description
 # Either way.
 DATA = 32  # bytes of a stream
 CREDIT = 33  # u32: bytes of a stream that were passed on
@@ -68,7 +72,7 @@ GUEST_TYPES = frozenset(
         CHUNK_DONE,
     )
 )
-HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, EXEC, DATA, CREDIT, END, CLOSED))
+HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, EXEC, EXEC_PART, DATA, CREDIT, END, CLOSED))
 
 LIMIT = STREAMS * PROCESSES  # of the stream byte
 

@@ -114,7 +114,7 @@ class Layer(_Record):
         "writable": _PLAIN,
         "hidden": _PLAIN,
     }
-    source: bytes = b""  # a block device, or for hostfs a path on the host
+    source: bytes = b""  # a block device; of a shared directory what `shares.mount` takes
     fstype: str = "squashfs"
     offset: int = 0  # bytes from the device's start, for a partition
     writable: bool = False  # mounted read-write as the root itself, without an overlay
@@ -125,7 +125,7 @@ class Mount(_Record):
     """A directory or one file of the host in the guest."""
 
     FIELDS = {"source": _BYTES, "target": _BYTES, "read_only": _PLAIN, "name": _BYTES}
-    source: bytes = b""  # path for hostfs
+    source: bytes = b""  # path for hostfs, else a tag
     target: bytes = b""  # absolute path in the guest
     read_only: bool = False
     name: bytes = b""  # of the one file in `source` that is meant; empty: the directory itself
@@ -168,6 +168,7 @@ class Job(_Record):
         "session": _PLAIN,
         "in_pot": _PLAIN,
         "mounts": _PLAIN,
+        "share": _PLAIN,
         "job_dir": _BYTES,
         "exchange": _BYTES,
         "modules": _BYTES,
@@ -195,8 +196,9 @@ class Job(_Record):
     session: bool = False  # what is on `scratch` is kept from run to run
     in_pot: bool = False  # the payload is one of the pot's own programs, run in its root
     mounts: list[Mount] = []
-    job_dir: bytes | None = None  # hostfs path of the job directory
-    exchange: bytes | None = None  # hostfs path where chunks of stdin appear
+    share: str = "hostfs"  # the file system that shows directories of the host
+    job_dir: bytes | None = None  # source of the job directory, like that of a mount
+    exchange: bytes | None = None  # source of the directory where chunks of stdin appear
     modules: bytes | None = None  # hostfs path of kernel modules, for a kernel that needs them
     network: Network | None = None
     hostname: str = "apppot"

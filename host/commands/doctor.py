@@ -61,16 +61,14 @@ def _boot(memory: str | None) -> tuple[Check, list[Step]]:
     """Start a guest on the host's own root; its verdict and its timeline."""
     from apppot.host import launch, timeline
     from apppot.host.cli import build_parser
-    from apppot.host.commands.run import STARTED, Prepared
+    from apppot.host.commands.run import STARTED, Prepared, run_first
     from apppot.host.doctor import Check, Mark
 
     asked = [] if memory is None else ["--mem", memory]
     args = build_parser("run").parse_args(["run", *asked, *_BOOT])
     try:
         prepared = Prepared(args, contextlib.ExitStack())
-        record = launch.run(
-            prepared.plan, prepared.hypervisor, prepared.capabilities, read_stdin=False
-        )
+        record = run_first(prepared)
         assert record.outcome is not None
         status = launch.exit_code(record.outcome)
     except ApppotError as error:

@@ -11,16 +11,19 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from apppot.host.errors import UsageError
+from apppot.host.errors import ApppotError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from apppot.host.book import Book
     from apppot.host.caller import Caller
+    from apppot.host.capabilities import Capabilities, Memory
     from apppot.host.config import Setting
+    from apppot.host.hypervisor.base import Hypervisor
     from apppot.host.images.store import Image
     from apppot.host.launch import Run
+    from apppot.host.plan import KernelChoice
     from apppot.host.planning import Bind, Ground, Request
 
 STARTED = time.monotonic()
@@ -143,18 +146,34 @@ def _run_claimed(args: argparse.Namespace, book: Book) -> int:
 
 
 def _run(args: argparse.Namespace, open_book: Callable[[], Book]) -> int:
-    from apppot.host import launch
-
     with contextlib.ExitStack() as stack:
-        prepared = Prepared(args, stack)
-        record = launch.run(
-            prepared.plan,
-            prepared.hypervisor,
-            prepared.capabilities,
-            prepared.request.read_stdin,
-            open_book,
-        )
+        record = run_first(Prepared(args, stack), open_book)
     return _report(record, args)
+
+
+def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -> Run:
+    """Run on the first hypervisor whose guest says HELLO; before that no payload has started."""
+    from apppot.host import launch
+    from apppot.host.hypervisor import memory
+
+    while True:
+        try:
+            return launch.run(
+                prepared.plan,
+                prepared.hypervisor,
+                prepared.capabilities,
+                prepared.request.read_stdin,
+                open_book,
+            )
+        except launch.NoHello as error:
+            silent, digest = prepared.hypervisor, prepared.plan.kernel.digest
+            if not prepared.next_hypervisor():
+                raise
+            memory.remember(silent.name, digest, error.reason)
+            sys.stderr.write(
+                f"apppot: warning: {silent.name}: {error.reason}; trying "
+                f"{prepared.hypervisor.name}, also next time until this host boots again\n"
+            )
 
 
 def _report(record: Run, args: argparse.Namespace) -> int:
@@ -180,7 +199,8 @@ def _report(record: Run, args: argparse.Namespace) -> int:
 def _learn_calibration(record: Run) -> None:
     """Remember what this guest's kernel measured, so that the next one need not."""
     kernel = record.plan.kernel
-    if kernel.lpj is not None or not kernel.tuned or record.console is None:
+    unknown = kernel.lpj is None and kernel.tuned and record.hypervisor.kernel == "uml"
+    if not unknown or record.console is None:
         return
     from apppot.host.pot import layout
 
@@ -197,16 +217,16 @@ class Prepared:
     """
 
     def __init__(self, args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
-        from apppot.host import capabilities, config, paths, planning
+        from apppot.host import capabilities, config, paths
         from apppot.host.caller import Caller
-        from apppot.host.hypervisor import choose
+        from apppot.host.hypervisor import candidates
 
         options = {name: getattr(args, name, None) for name in config.RULES}
         self.settings: dict[str, Setting] = config.resolve(
             options, os.environ, paths.config_files()
         )
         self.capabilities = capabilities.probe()
-        self.hypervisor = choose(self.settings["hypervisor"])
+        self._candidates = candidates(self.settings["hypervisor"], self.capabilities)
         self.caller = Caller.of_this_process()
         if getattr(args, "neutral", False):
             self.caller = self.caller.neutral()
@@ -215,9 +235,52 @@ class Prepared:
         if getattr(args, "session", None) is not None:
             disk = hold_session(args, self.request, stack)
             self.request = replace(self.request, session_disk=disk)
-        check_memory(self.settings["memory"])
-        self.ground: Ground = _ground(self)
-        self.plan = planning.make_plan(self.request, self.settings, self.caller, self.ground)
+        self.room = capabilities.memory()
+        check_memory(self.settings["memory"], self.room)
+        self._problems: dict[str, ApppotError] = {}
+        self._plan()
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The one that `plan` is for."""
+        return self._candidates[0]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other hypervisor is left to try."""
+        return len(self._candidates) == 1
+
+    def next_hypervisor(self) -> bool:
+        """Plan for the next one that can be tried; False where there is none."""
+        if self.is_last:
+            return False
+        del self._candidates[0]
+        self._plan()
+        return True
+
+    def _plan(self) -> None:
+        """Plan for the first candidate that can do what is asked; those before it are dropped."""
+        while not self._plan_for_first():
+            del self._candidates[0]
+
+    def _plan_for_first(self) -> bool:
+        from apppot.host import planning
+        from apppot.host.errors import PotError
+        from apppot.host.hypervisor import memory
+
+        try:
+            check_kernel_file(self.settings["kernel"], self.hypervisor)
+            self.ground: Ground = _ground(self)
+            if not self.is_last and memory.recall(self.hypervisor.name, self.ground.kernel.digest):
+                return False
+            self.plan = planning.make_plan(self.request, self.settings, self.caller, self.ground)
+        except (PotError, planning.Unsuited) as error:
+            self._problems[self.hypervisor.name] = error
+            if self.is_last:
+                # What User-Mode Linux lacks tells most: it needs the least.
+                raise self._problems.get("uml", error) from None
+            return False
+        return True
 
 
 def hold_session(args: argparse.Namespace, request: Request, stack: contextlib.ExitStack) -> str:
@@ -372,18 +435,15 @@ def _environment_file(path: str) -> dict[bytes, bytes]:
     return env
 
 
-def check_memory(setting: Setting) -> None:
+def check_memory(setting: Setting, room: Memory) -> None:
     """Say beforehand when the memory asked for cannot be had.  Raises UsageError."""
-    from apppot.host.capabilities import memory
-
-    room = memory()
     if setting.value > room.total:
         raise UsageError(
             f"{setting.origin}: {setting.value >> 20} MB of memory cannot be had: "
             f"{room.limited_by} has {room.total >> 20} MB",
             "ask for less with --mem, or for a larger allocation",
         )
-    if setting.value > room.available:
+    if setting.value > room.available and setting.value > room.huge:
         sys.stderr.write(
             f"apppot: warning: {setting.value >> 20} MB of guest memory asked for, "
             f"{room.available >> 20} MB are free now\n"
@@ -392,16 +452,14 @@ def check_memory(setting: Setting) -> None:
 
 def _ground(prepared: Prepared) -> Ground:
     from apppot.host import confine, terminal
-    from apppot.host.plan import KernelChoice
     from apppot.host.planning import Ground, confinement_wish
     from apppot.host.pot import layout
 
     settings: dict[str, Any] = {name: item.value for name, item in prepared.settings.items()}
-    pot = layout.find_pot(kernel=settings["kernel"])
-    kernel = pot.kernel
-    if not kernel.tuned:
-        sys.stderr.write(f"apppot: {kernel.release} is not the pot's own: {layout.KERNEL_HINT}\n")
-        _warn_of_mappings(settings["memory"], prepared.capabilities.max_map_count)
+    if prepared.hypervisor.kernel == "uml":
+        kernel, modules = _uml_kernel(settings, prepared.capabilities)
+    else:
+        kernel, modules = _x86_kernel(settings["kernel"]), None
     wish = confinement_wish(
         settings["confine"],
         host_image=prepared.request.image is None,
@@ -410,25 +468,78 @@ def _ground(prepared: Prepared) -> Ground:
     )
     rows, columns = terminal.size(0)
     return Ground(
-        kernel=KernelChoice(
-            path=kernel.path,
-            release=kernel.release,
-            digest=kernel.digest,
-            tuned=kernel.tuned,
-            features=kernel.features,
-            lpj=layout.lpj_for(kernel),
-            libraries=kernel.libraries,
-        ),
-        modules=kernel.modules,
-        runtime=pot.runtime,
+        hypervisor=prepared.hypervisor,
+        kernel=kernel,
+        modules=modules,
+        runtime=layout.find_runtime(),
         slirp=prepared.capabilities.slirp,
         rows=rows,
         columns=columns,
         job_directory=job_directory(settings["job_dir"]),
-        devices=prepared.hypervisor.devices,
         confine=wish,
+        room=prepared.room,
         mapped=confine.choose(wish, prepared.capabilities) is confine.Confinement.BUBBLEWRAP,
+        hello_seconds=60.0 if prepared.is_last else 10.0,
     )
+
+
+def _uml_kernel(settings: Mapping[str, Any], able: Capabilities) -> tuple[KernelChoice, str | None]:
+    """The User-Mode Linux kernel, and the directory of its modules where it needs some."""
+    from apppot.host.plan import KernelChoice
+    from apppot.host.pot import layout
+
+    kernel = layout.find_kernel(kernel=settings["kernel"])
+    if not kernel.tuned:
+        sys.stderr.write(f"apppot: {kernel.release} is not the pot's own: {layout.KERNEL_HINT}\n")
+        _warn_of_mappings(settings["memory"], able.max_map_count)
+    choice = KernelChoice(
+        path=kernel.path,
+        release=kernel.release,
+        digest=kernel.digest,
+        tuned=kernel.tuned,
+        features=kernel.features,
+        lpj=layout.lpj_for(kernel),
+        libraries=kernel.libraries,
+    )
+    return choice, kernel.modules
+
+
+def _x86_kernel(wanted: str | None) -> KernelChoice:
+    """The pot's x86-64 kernel, or the file `wanted`, of which nothing is known."""
+    from apppot.host.plan import KernelChoice
+    from apppot.host.pot import layout
+
+    if wanted is not None:
+        return KernelChoice(os.path.abspath(wanted), "unknown", wanted, tuned=False)
+    kernel = layout.find_x86_kernel()
+    return KernelChoice(kernel.vmlinux, kernel.release, kernel.digest, tuned=True)
+
+
+_HIGH_HALF = 0xFFFFFFFF80000000
+
+
+def check_kernel_file(setting: Setting, hypervisor: Hypervisor) -> None:
+    """Raise Unsuited where the kernel asked for is another kind than this hypervisor boots.
+
+    One for a machine is a bzImage, or an ELF file that is linked to the high half of memory.
+    """
+    from apppot.host.planning import Unsuited
+
+    if setting.value is None:
+        return
+    try:
+        with open(setting.value, "rb") as file:
+            head = file.read(0x206)
+    except OSError:
+        return  # whoever takes it says what is wrong
+    linked = int.from_bytes(head[80:88], "little")  # p_vaddr of the first program header
+    for_machine = head[0x202:] == b"HdrS" or (head[:4] == b"\x7fELF" and linked >= _HIGH_HALF)
+    if for_machine != (hypervisor.kernel == "x86_64"):
+        kind = "a kernel for x86-64 machines" if for_machine else "a User-Mode Linux kernel"
+        raise Unsuited(
+            f"{setting.origin}: {setting.value} is {kind}, which {hypervisor.name} does not boot",
+            "leave out --hypervisor, or the kernel",
+        )
 
 
 _PAGE = 4096

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from apppot.host.capabilities import Capabilities
 from apppot.host.config import Setting
 from apppot.host.errors import HypervisorError
-from apppot.host.hypervisor.base import Hypervisor
+from apppot.host.hypervisor.base import Hypervisor, Verdict
+from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.hypervisor.uml import Uml
 
-KNOWN: tuple[type[Uml], ...] = (Uml,)
+# In the order in which `auto` tries them.
+KNOWN: tuple[type[Uml | Qemu], ...] = (Kvm, Uml, Qemu)
 
 
-def choose(setting: Setting) -> Hypervisor:
-    """The hypervisor to start on.  Raises HypervisorError with every verdict where none serves."""
-    candidates = [kind() for kind in KNOWN if setting.value in ("auto", kind.name)]
-    if not candidates:
+def verdicts(host: Capabilities) -> list[tuple[Hypervisor, Verdict]]:
+    """Every hypervisor with what a cheap probe says of it."""
+    found: list[Hypervisor] = [kind(host) for kind in KNOWN]
+    return [(hypervisor, hypervisor.verdict()) for hypervisor in found]
+
+
+def candidates(setting: Setting, host: Capabilities) -> list[Hypervisor]:
+    """What can be tried, the best first.  Raises HypervisorError with every verdict if nothing."""
+    asked = [pair for pair in verdicts(host) if setting.value in ("auto", pair[0].name)]
+    if not asked:
         names = ", ".join(kind.name for kind in KNOWN)
         raise HypervisorError(
             f"{setting.origin}: this version cannot start {setting.value}", f"it knows {names}"
         )
-    reasons = []
-    for candidate in candidates:
-        verdict = candidate.verdict()
-        if verdict.usable:
-            return candidate
-        reasons.append(f"{candidate.name}: {verdict.reason}")
-    raise HypervisorError("no hypervisor is usable here: " + "; ".join(reasons))
+    usable = [hypervisor for hypervisor, verdict in asked if verdict.usable]
+    if not usable:
+        reasons = "; ".join(f"{one.name}: {verdict.reason}" for one, verdict in asked)
+        remedies = "; ".join(verdict.remedy for _, verdict in asked if verdict.remedy)
+        raise HypervisorError(f"no hypervisor is usable here: {reasons}", remedies)
+    return usable

@@ -17,17 +17,48 @@ class Verdict:
     remedy: str = ""
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a hypervisor's process needs of the host beside what its plan shows."""
+
+    temporary: int  # bytes of a private memory file system
+    programs: bool = False  # the host's programs and libraries
+    libraries: tuple[str, ...] = ()  # just these files
+    devices: tuple[str, ...] = ()  # device nodes
+
+
+@dataclass(frozen=True)
+class Wires:
+    """Descriptors that a hypervisor's process inherits."""
+
+    channel: int
+    network: int | None = None  # the network helper's socket, where it takes a descriptor
+    monitor: int | None = None  # where it has one
+
+
 class Hypervisor(Protocol):
-    """One kind of virtual machine.  Pure: it decides words, the launcher starts them."""
+    """One kind of virtual machine on a host.  Pure: it decides words, the launcher starts them."""
 
     name: str
+    kernel: str  # which of the pot's kernels it boots
     devices: tuple[str, ...]  # the guest's name of each disk of a plan, in order
+    share: str  # the guest's file system for directories of the host
+    network_device: str  # the guest's name of its interface
+    network_by_descriptor: bool  # the launcher connects it to the network helper
+    monitored: bool  # it takes orders by QMP
+    exchange: bool  # much input goes through files in a shared directory
+    window: int  # bytes of input that may be under way in the channel
+    pinned: bool  # a guest with one CPU is faster on a CPU of its own
 
     def verdict(self) -> Verdict:
         """A cheap probe; what it cannot rule out is proven by the guest's HELLO."""
         ...
 
-    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, channel_fd: int) -> list[str]:
+    def surroundings(self, plan: LaunchPlan) -> Surroundings:
+        """What its process needs of the host."""
+        ...
+
+    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
         """The command line that starts `plan`.
 
         `view` is the directory of the plan's shown paths and `scratch_dir` a private writable

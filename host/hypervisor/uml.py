@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import platform
 
-from apppot.host.hypervisor.base import Verdict
+from apppot.guest.protocol import frames
+from apppot.host.capabilities import Capabilities
+from apppot.host.hypervisor.base import Surroundings, Verdict, Wires
 from apppot.host.plan import Disk, LaunchPlan
 
 CHANNEL = "/dev/ttyS0"
+# Its own files beside the memory: mconsole socket and pid file.
+_OWN_FILES = 8 << 20
 
 
 class Uml:
     """User-Mode Linux on x86-64."""
 
     name = "uml"
+    kernel = "uml"
     devices = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
+    share = "hostfs"
+    network_device = "vec0"
+    network_by_descriptor = False
+    monitored = False
+    # A serial line takes input at 2 MB/s.
+    exchange = True
+    window = frames.INPUT_CREDIT
+    pinned = True
+
+    def __init__(self, host: Capabilities) -> None:
+        pass
 
     def verdict(self) -> Verdict:
         machine = platform.machine()
@@ -22,12 +38,15 @@ class Uml:
             return Verdict(False, f"User-Mode Linux needs x86_64, this is {machine}")
         return Verdict(True, "needs nothing of the host")
 
-    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, channel_fd: int) -> list[str]:
+    def surroundings(self, plan: LaunchPlan) -> Surroundings:
+        return Surroundings(plan.memory + _OWN_FILES, libraries=plan.kernel.libraries)
+
+    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
         kernel = plan.kernel
         words = [f"{view}/kernel", f"mem={plan.memory >> 10}K"]
         words += [_disk(number, disk, view) for number, disk in enumerate(plan.disks)]
         words += ["root=/dev/ubda", "ro", "rootfstype=ext4", "init=/sbin/apppot-init"]
-        words += ["con=null", "con0=null,fd:2", f"ssl0=fd:{channel_fd}", "ssl=null"]
+        words += ["con=null", "con0=null,fd:2", f"ssl0=fd:{wires.channel}", "ssl=null"]
         words += [f"uml_dir={scratch_dir}/", "umid=vm"]
         if plan.network:
             words.append(f"vec0:transport=bess,dst={view}/net/bess.sock,depth=64,gro=1,mtu=1500")

@@ -113,6 +113,12 @@ def _features(entry: dict[str, object]) -> frozenset[str]:
     return frozenset(str(word) for word in words) if isinstance(words, list) else frozenset()
 
 
+def find_runtime(home: str | None = None) -> str:
+    """The pot's runtime, an image file.  Raises PotError where it is missing."""
+    root = pot_home() if home is None else home
+    return _runtime(root, _manifest(root))[0]
+
+
 def _manifest(root: str) -> dict[str, object]:
     path = os.path.join(root, MANIFEST)
     manifest = read_json(path)

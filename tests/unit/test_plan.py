@@ -8,65 +8,18 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol.job import Job
-from apppot.host import config, planning
-from apppot.host.caller import Caller
+from apppot.host import planning
 from apppot.host.commands import run
 from apppot.host.errors import UsageError
-from apppot.host.hypervisor.uml import Uml
+from apppot.host.hypervisor.base import Wires
 from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.images.store import Image, Record
-from apppot.host.plan import KernelChoice, LaunchPlan
-
-CALLER = Caller(
-    uid=1234,
-    gid=100,
-    groups=((2000, "lab"),),
-    umask=0o027,
-    rlimits={"NOFILE": [1024, 4096]},
-    env={b"LANG": b"C.UTF-8", b"PATH": b"/opt/bin:/bin", b"HOME": b"/h", b"SSH_TTY": b"x"},
-    localtime=b"TZif",
-    closed=(),
-    terminals=(),
-    foreground=True,
-)
-KERNEL = KernelChoice(
-    path="/pot/linux",
-    release="7.2.12",
-    digest="d",
-    tuned=True,
-    features=frozenset(("seccomp", "ncpus")),
-    lpj=29581312,
-)
-GROUND = planning.Ground(
-    kernel=KERNEL,
-    modules=None,
-    runtime="/pot/runtime.ext4",
-    slirp="/usr/bin/slirp4netns",
-    rows=24,
-    columns=80,
-    job_directory="/work/a job",
-    devices=Uml.devices,
-    confine="auto",
-    mapped=False,
-)
-PROBED = Probed(ImageFormat.SQUASHFS, 4096)
-IMAGE = Image("/images/base.squashfs", ImageFormat.SQUASHFS, None, None, PROBED)
-COMMAND = (b"echo", b"\xff two")
-
-
-def settings(**options: Any) -> dict[str, config.Setting]:
-    return config.resolve(options, {})
-
-
-def plan(
-    request: planning.Request | None = None, ground: planning.Ground = GROUND, **options: Any
-) -> LaunchPlan:
-    request = request or planning.Request(IMAGE, COMMAND)
-    return planning.make_plan(request, settings(**options), CALLER, ground)
+from apppot.host.plan import LaunchPlan
+from plans import COMMAND, GROUND, IMAGE, KERNEL, UML, plan
 
 
 def argv(made: LaunchPlan) -> list[str]:
-    return Uml().argv(made, "/view", "/tmp", 9)
+    return UML.argv(made, "/view", "/tmp", Wires(9))
 
 
 def test_golden_argv() -> None:

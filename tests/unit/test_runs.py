@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from apppot.guest.protocol.job import Job
 from apppot.host import runs
-from apppot.host.book import Book, boot_id, home, process_start, status_of
+from apppot.host.book import Book, home, process_start, status_of
+from apppot.host.capabilities import boot_id
 from apppot.host.errors import ApppotError, UsageError
 from apppot.host.runs import Record, Request, RunError, RunState
 from hypothesis import given

@@ -1,0 +1,22 @@
+"""Directories of the host in the guest: hostfs on User-Mode Linux, 9p or virtiofs in QEMU."""
+
+from __future__ import annotations
+
+from apppot.guest import syscalls
+
+HOSTFS = "hostfs"
+# File system -> options.  What the guest maps shared is written back; all else goes to the host
+# at once, where others may look at it.
+_TAGGED = {
+    "9p": "trans=virtio,version=9p2000.L,msize=512000,cache=mmap",
+    "virtiofs": None,
+}
+KINDS = (HOSTFS, *_TAGGED)
+
+
+def mount(kind: str, source: bytes, target: str, flags: int) -> None:
+    """Mount the host's directory `source`: a path for hostfs, the device's tag elsewhere."""
+    if kind == HOSTFS:
+        syscalls.mount("host", target, HOSTFS, flags, source)
+    else:
+        syscalls.mount(source, target, kind, flags, _TAGGED[kind])

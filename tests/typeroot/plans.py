@@ -1,0 +1,72 @@
+"""What the tests of plans share: a caller, a host, an image, and a plan of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apppot.host import config, planning
+from apppot.host.caller import Caller
+from apppot.host.capabilities import QEMU_DEVICES, Capabilities, Memory
+from apppot.host.hypervisor.uml import Uml
+from apppot.host.images.probe import ImageFormat, Probed
+from apppot.host.images.store import Image
+from apppot.host.plan import KernelChoice, LaunchPlan
+
+CALLER = Caller(
+    uid=1234,
+    gid=100,
+    groups=((2000, "lab"),),
+    umask=0o027,
+    rlimits={"NOFILE": [1024, 4096]},
+    env={b"LANG": b"C.UTF-8", b"PATH": b"/opt/bin:/bin", b"HOME": b"/h", b"SSH_TTY": b"x"},
+    localtime=b"TZif",
+    closed=(),
+    terminals=(),
+    foreground=True,
+)
+KERNEL = KernelChoice(
+    path="/pot/linux",
+    release="7.2.12",
+    digest="d",
+    tuned=True,
+    features=frozenset(("seccomp", "ncpus")),
+    lpj=29581312,
+)
+HOST = Capabilities(
+    bwrap="/usr/bin/bwrap",
+    bwrap_reason="",
+    landlock=6,
+    slirp="/usr/bin/slirp4netns",
+    qemu="/usr/bin/qemu-system-x86_64",
+    qemu_version=(7, 2, 22),
+    qemu_devices=frozenset(QEMU_DEVICES),
+    max_map_count=65530,
+)
+UML = Uml(HOST)
+GROUND = planning.Ground(
+    hypervisor=UML,
+    kernel=KERNEL,
+    modules=None,
+    runtime="/pot/runtime.ext4",
+    slirp="/usr/bin/slirp4netns",
+    rows=24,
+    columns=80,
+    job_directory="/work/a job",
+    confine="auto",
+    room=Memory(8 << 30, 4 << 30, "the host"),
+    mapped=False,
+)
+PROBED = Probed(ImageFormat.SQUASHFS, 4096)
+IMAGE = Image("/images/base.squashfs", ImageFormat.SQUASHFS, None, None, PROBED)
+COMMAND = (b"echo", b"\xff two")
+
+
+def settings(**options: Any) -> dict[str, config.Setting]:
+    return config.resolve(options, {})
+
+
+def plan(
+    request: planning.Request | None = None, ground: planning.Ground = GROUND, **options: Any
+) -> LaunchPlan:
+    request = request or planning.Request(IMAGE, COMMAND)
+    return planning.make_plan(request, settings(**options), CALLER, ground)
