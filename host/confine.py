@@ -163,6 +163,8 @@ def landlocked(
     rules = landlock.ruleset(
         [view, *filter(os.path.exists, reads)],
         [temporary, *_HYPERVISOR_WRITES, *devices, *writes],
+        # QEMU opens the directory of a single file.
+        listed={os.path.dirname(item.source) for item in items if system and "/" in item.name},
         network=network,
     )
     before = landlock.restrictions(rules, filtered=not network, metadata=system)

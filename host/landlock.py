@@ -43,10 +43,17 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def ruleset(readable: Iterable[str], writable: Iterable[str], *, network: bool = False) -> int:
+def ruleset(
+    readable: Iterable[str],
+    writable: Iterable[str],
+    *,
+    listed: Iterable[str] = (),
+    network: bool = False,
+) -> int:
     """A descriptor of the rules: what lies below these paths, and nothing else of the host.
 
-    `network` leaves TCP to the process.  Raises OSError where Landlock is missing.
+    Of `listed` only the names of what lies below.  `network` leaves TCP to the process.  Raises
+    OSError where Landlock is missing.
     """
     abi = version()
     handled = (1 << _RIGHTS.get(abi, _RIGHTS_NOW)) - 1
@@ -60,6 +67,8 @@ def ruleset(readable: Iterable[str], writable: Iterable[str], *, network: bool =
         _allow(rules, path, _READ & handled)
     for path in writable:
         _allow(rules, path, handled)
+    for path in listed:
+        _allow(rules, path, _READ_DIR)
     return rules
 
 

@@ -181,7 +181,10 @@ def _monitor(
 
 def _connected(connection: socket.socket, stack: contextlib.ExitStack) -> Monitor | None:
     """The monitor, loaded and greeted while the guest boots; None where nobody answers."""
-    from apppot.host.hypervisor import monitor
+    try:
+        from apppot.host.hypervisor import monitor
+    except ImportError:
+        return None  # without qemu.qmp nothing is lost but QEMU's own word on its end
 
     found = monitor.Monitor(connection)
     stack.callback(found.close)

@@ -181,7 +181,7 @@ class Launcher:
             "XDG_CONFIG_HOME": str(self.state),
             "APPPOT_LOG": str(self.log),
             # Not what this machine happens to offer: no test depends on that by chance.
-            "APPPOT_HYPERVISOR": "uml",
+            "APPPOT_HYPERVISOR": os.environ.get("VM_TESTS_HYPERVISOR", "uml"),
         }
         return {**os.environ, **own, **self.who.env, **(extra or {})}
 

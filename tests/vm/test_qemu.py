@@ -60,7 +60,7 @@ def test_the_network_goes_out_and_not_to_the_hosts_loopback(apppot: Launcher) ->
     assert lines[-1] != "0"
 
 
-def test_a_killed_machine_is_no_status_of_the_payload(apppot: Launcher) -> None:
+def test_the_machine_sees_nothing_else_and_killed_it_is_no_status(apppot: Launcher) -> None:
     running = apppot.start(*QEMU, *QUIET, IMAGE, "sh", "-c", "uname -r; exec sleep 60")
     assert running.line().decode().startswith(RELEASE)
     machines = [
@@ -68,6 +68,12 @@ def test_a_killed_machine_is_no_status_of_the_payload(apppot: Launcher) -> None:
         for pid in processes(apppot.marker)
         if Path(f"/proc/{pid}/exe").resolve().name.startswith("qemu-system")
     ]
+    seen = Path(f"/proc/{machines[0]}/root")
+    assert sorted(os.listdir(seen / "view")) == ["image0", "job", "kernel", "net", "run", "runtime"]
+    assert not (seen / "root").exists()
+    status = Path(f"/proc/{machines[0]}/status").read_text()
+    assert "CapEff:\t0000000000000000\n" in status
+    assert "NoNewPrivs:\t1\n" in status
     os.kill(machines[0], signal.SIGKILL)
     running.finish().failed("reported no status of the payload")
     apppot.await_nothing_left()
