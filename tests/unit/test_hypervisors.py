@@ -29,12 +29,13 @@ def test_golden_argv() -> None:
     words = argv(made, Qemu(HOST), 11)
     assert words == [
         "/usr/bin/qemu-system-x86_64",
-        *("-M", "microvm,accel=tcg,thread=multi,rtc=on", "-cpu", "max"),
+        *("-M", "microvm,accel=tcg,pit=on,pic=on,rtc=on", "-cpu", "max"),
         *("-m", "524288K", "-smp", "1"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-kernel", "/view/kernel", "-append",
-        "console=ttyS0 quiet panic=-1 root=/dev/vda ro rootfstype=ext4 init=/sbin/apppot-init "
+        "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz=1000000 no_timer_check "
+        "root=/dev/vda ro rootfstype=ext4 init=/sbin/apppot-init "
         "apppot.drive=/dev/vdb apppot.channel=/dev/vport0p1",
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-chardev", "socket,id=monitor,fd=12", "-mon", "chardev=monitor,mode=control"),
