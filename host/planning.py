@@ -13,6 +13,7 @@ from apppot.host.config import Setting
 from apppot.host.errors import UsageError
 from apppot.host.images.probe import ImageFormat
 from apppot.host.images.store import Image, Record
+from apppot.host.jobfiles import plan_files
 from apppot.host.plan import Disk, KernelChoice, LaunchPlan, Shown
 
 HOST_IMAGE = "host"
@@ -81,6 +82,9 @@ class Request:
     # UML copy-on-write file, its backing image, and where the file system starts in that (bytes)
     cow: tuple[str, str, int] | None = None
     extra: tuple[str, ...] = ()  # more words for the kernel's command line
+    inputs: tuple[str, ...] = ()  # patterns of what a copy of the job directory has
+    outputs: tuple[str, ...] = ()  # patterns of what comes back at the end
+    follow: tuple[str, ...] = ()  # files that come back while they grow
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Ground:
     devices: tuple[str, ...]  # the hypervisor's names of its disks
     confine: str  # the wish, see `confinement_wish`
     mapped: bool  # in a user namespace, where other users' and groups' ids do not show
+    shares: bool = True  # the hypervisor can show directories of this host
 
 
 def kept_environment(env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -132,12 +137,16 @@ def make_plan(
     disks, shown, layers = _file_systems(request, hidden_of_host(caller.env), ground)
     shown += [Shown("kernel", ground.kernel.path), Shown("runtime", ground.runtime)]
     mounts = _binds(request.binds, shown)
-    if ground.job_directory is not None:
+    files = plan_files(request, settings["job_files"], ground)
+    if ground.job_directory is not None and not files.copy:
         shown.append(Shown("job", ground.job_directory, writable=True))
     if ground.modules is not None:
         shown.append(Shown("modules", ground.modules))
     job = _job(request, settings, caller, ground)
     job.layers, job.mounts, job.network = layers, mounts, network
+    job.outputs, job.follow = list(files.outputs), list(files.follow)
+    if files.copy:
+        job.job_dir, job.job_copy = None, True
     scratch: int | None = settings["scratch"].value
     if request.session_disk is not None:
         if scratch is not None:
@@ -165,6 +174,9 @@ def make_plan(
         log=settings["log"].value,
         warnings=tuple(warnings),
         extra=request.extra,
+        copied=ground.job_directory if files.copy else None,
+        inputs=request.inputs,
+        returned=ground.job_directory if files.come_back() else None,
     )
 
 

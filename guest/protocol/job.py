@@ -169,6 +169,9 @@ class Job(_Record):
         "in_pot": _PLAIN,
         "mounts": _PLAIN,
         "job_dir": _BYTES,
+        "job_copy": _PLAIN,
+        "outputs": _LIST,
+        "follow": _LIST,
         "exchange": _BYTES,
         "modules": _BYTES,
         "network": _PLAIN,
@@ -196,6 +199,9 @@ class Job(_Record):
     in_pot: bool = False  # the payload is one of the pot's own programs, run in its root
     mounts: list[Mount] = []
     job_dir: bytes | None = None  # hostfs path of the job directory
+    job_copy: bool = False  # it is a copy: its files are on the config drive, see drive.py
+    outputs: list[bytes] = []  # patterns of what comes back; of a copy, none: all that is new
+    follow: list[bytes] = []  # paths of files that come back while they grow
     exchange: bytes | None = None  # hostfs path where chunks of stdin appear
     modules: bytes | None = None  # hostfs path of kernel modules, for a kernel that needs them
     network: Network | None = None
@@ -203,6 +209,10 @@ class Job(_Record):
     localtime: bytes | None = None  # contents for /etc/localtime
     search_path: bytes = SEARCH_PATH.encode()
     run_scripts: bool = False  # without argv: apppot-run in the job directory, apppot-autorun
+
+    def has_job_dir(self) -> bool:
+        """Whether there is a job directory, shared or copied."""
+        return self.job_copy or self.job_dir is not None
 
     def to_json(self) -> dict[str, Any]:
         fields = super().to_json()

@@ -22,6 +22,7 @@ class Hypervisor(Protocol):
 
     name: str
     devices: tuple[str, ...]  # the guest's name of each disk of a plan, in order
+    shares: bool  # directories of the host can be shown in the guest
 
     def verdict(self) -> Verdict:
         """A cheap probe; what it cannot rule out is proven by the guest's HELLO."""

@@ -15,6 +15,7 @@ class Uml:
 
     name = "uml"
     devices = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
+    shares = True
 
     def verdict(self) -> Verdict:
         machine = platform.machine()
