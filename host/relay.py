@@ -373,6 +373,9 @@ class Relay:
         elif kind == frames.STARTED:
             self._mark("payload")
             self._started = True
+            # Not from GO: the files of the job directory may have to come first.
+            if self._time_limit is not None:
+                self._limit_at = time.monotonic() + self._time_limit
             self._on_started()
         elif kind == frames.RETURNING:
             # The payload has ended: its time limit does not count any more.
@@ -437,8 +440,6 @@ class Relay:
     def _go(self) -> None:
         self._mark("go")
         self.send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
-        if self._time_limit is not None:
-            self._limit_at = time.monotonic() + self._time_limit
 
     # -- signals and time --------------------------------------------------------------------
 

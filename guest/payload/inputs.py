@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from apppot.guest.protocol.job import Job
 
 PLACE = WORK + "/job"
+_ROOT = PLACE.encode() + b"/"
 
 _PIECE = 1 << 20
 _ZEROS = bytes(_PIECE)
 _FILE, _HARD_LINK, _LINK, _DIRECTORY, _RECORDS = b"0", b"1", b"2", b"5", b"x"
 _NO_SPACE = 28
+# Memory that no copy takes: without it nothing could run.
+_RESERVE = 16 << 20
 
 
 def mount(job: Job, in_place: bool) -> None:
@@ -77,10 +80,10 @@ def unpack(device: str, job: Job, beat: Callable[[], object]) -> None:
 
     Calls `beat` between pieces.  Raises OSError, which says so when the guest has no room.
     """
-    folders: list[tuple[bytes, int, int]] = []
     with open(device, "rb", buffering=_PIECE) as drive:
+        archive = _Archive(drive, job, beat)
         try:
-            while _member(drive, job, folders, beat):
+            while archive.member():
                 beat()
         except OSError as error:
             if error.errno != _NO_SPACE:
@@ -89,94 +92,113 @@ def unpack(device: str, job: Job, beat: Callable[[], object]) -> None:
                 "the job directory's files do not fit into the guest: more memory (--mem), a disk "
                 "(--scratch), or fewer files (--input)"
             ) from error
-    # When all that is in them has come: it changes their times.
-    for path, mode, mtime in reversed(folders):
-        os.chmod(path, mode)
-        os.utime(path, ns=(mtime, mtime))
+        archive.finish()
 
 
-def _member(
-    drive: BinaryIO,
-    job: Job,
-    folders: list[tuple[bytes, int, int]],
-    beat: Callable[[], object],
-) -> bool:
-    """Put one member of the archive in its place; False at the archive's end."""
-    header, records = _header(drive), {}
-    if header[156:157] == _RECORDS:
-        records = _records(_read(drive, _number(header, 124, 12)))
-        header = _header(drive)
-    if not any(header):
-        return False
-    kind, size = header[156:157], int(records.get(b"size", _number(header, 124, 12)))
-    name = records.get(b"path") or header[:100].rstrip(b"\0")
-    if not name.startswith(JOB_FILES):
-        _read(drive, size)
+class _Archive:
+    """The files on a config drive, on their way into the job directory."""
+
+    def __init__(self, drive: BinaryIO, job: Job, beat: Callable[[], object]) -> None:
+        self._drive, self._beat = drive, beat
+        self._owner = job.uid, job.gid
+        self._folders: list[tuple[bytes, int, int]] = []
+        # A disk says by itself when it is full; memory that is full would end the guest.
+        self._room = _memory() - _RESERVE if job.scratch is None else None
+
+    def member(self) -> bool:
+        """Put one member of the archive in its place; False at the archive's end."""
+        header, records = self._exactly(BLOCK), {}
+        if header[156:157] == _RECORDS:
+            records = _records(self._contents(_number(header, 124, 12)))
+            header = self._exactly(BLOCK)
+        if not any(header):
+            return False
+        kind, size = header[156:157], int(records.get(b"size", _number(header, 124, 12)))
+        name = records.get(b"path") or header[:100].rstrip(b"\0")
+        if not name.startswith(JOB_FILES):
+            self._contents(size)
+            return True
+        path = _ROOT + name[len(JOB_FILES) :].rstrip(b"/")
+        target = records.get(b"linkpath") or header[157:257].rstrip(b"\0")
+        mode, mtime = _number(header, 100, 8), _time(records[b"mtime"])
+        if kind == _HARD_LINK:
+            os.link(_ROOT + target[len(JOB_FILES) :], path)
+        elif kind == _LINK:
+            os.symlink(target, path)
+            os.lchown(path, *self._owner)
+            os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
+        elif kind == _DIRECTORY:
+            self._directory(path, mode, mtime)
+        elif kind == _FILE:
+            self._file(path, size)
+            os.chown(path, *self._owner)
+            os.chmod(path, mode)
+            os.utime(path, ns=(mtime, mtime))
         return True
-    root = PLACE.encode() + b"/"
-    path = root + name[len(JOB_FILES) :].rstrip(b"/")
-    target = records.get(b"linkpath") or header[157:257].rstrip(b"\0")
-    mode, mtime = _number(header, 100, 8), _time(records[b"mtime"])
-    if kind == _HARD_LINK:
-        os.link(root + target[len(JOB_FILES) :], path)
-        return True
-    if kind == _DIRECTORY:
-        if not os.path.isdir(path):
+
+    def finish(self) -> None:
+        """Give directories their modes and times, which what comes into them would change."""
+        for path, mode, mtime in reversed(self._folders):
+            os.chmod(path, mode)
+            os.utime(path, ns=(mtime, mtime))
+
+    def _directory(self, path: bytes, mode: int, mtime: int) -> None:
+        if not os.path.isdir(path):  # as the mount point of a bind is
             os.mkdir(path, 0o700)
-        folders.append((path, mode, mtime))
-        os.chown(path, job.uid, job.gid)
-    elif kind == _LINK:
-        os.symlink(target, path)
-        os.lchown(path, job.uid, job.gid)
-        os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
-    elif kind == _FILE:
-        _file(drive, path, size, beat)
-        os.chown(path, job.uid, job.gid)
-        os.chmod(path, mode)
-        os.utime(path, ns=(mtime, mtime))
-    return True
+        os.chown(path, *self._owner)
+        self._folders.append((path, mode, mtime))
+
+    def _file(self, path: bytes, size: int) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            left = size
+            while left:
+                piece = self._exactly(min(left, _PIECE))
+                left -= len(piece)
+                if piece == _ZEROS[: len(piece)]:
+                    os.lseek(fd, len(piece), os.SEEK_CUR)
+                else:
+                    self._take_room(len(piece))
+                    _write(fd, piece)
+                    self._beat()
+                # What is read once need not stay in memory.
+                drive = self._drive
+                os.posix_fadvise(drive.fileno(), 0, drive.tell(), os.POSIX_FADV_DONTNEED)
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+        self._exactly(-size % BLOCK)
+
+    def _take_room(self, size: int) -> None:
+        if self._room is not None:
+            self._room -= size
+            if self._room < 0:
+                raise OSError(_NO_SPACE, "no memory left")
+
+    def _contents(self, size: int) -> bytes:
+        """The contents of a member, without what fills its last block."""
+        return self._exactly(size + -size % BLOCK)[:size]
+
+    def _exactly(self, size: int) -> bytes:
+        data = self._drive.read(size)
+        if len(data) != size:
+            raise OSError("the config drive ends in the middle of a file")
+        return data
 
 
-def _file(drive: BinaryIO, path: bytes, size: int, beat: Callable[[], object]) -> None:
-    # A bind's mount point may be there already.
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        left = size
-        while left:
-            piece = _exactly(drive, min(left, _PIECE))
-            left -= len(piece)
-            if piece == _ZEROS[: len(piece)]:
-                os.lseek(fd, len(piece), os.SEEK_CUR)
-            else:
-                _write(fd, piece)
-                beat()
-            os.posix_fadvise(drive.fileno(), 0, drive.tell(), os.POSIX_FADV_DONTNEED)
-        os.ftruncate(fd, size)
-    finally:
-        os.close(fd)
-    _exactly(drive, -size % BLOCK)
+def _memory() -> int:
+    """Bytes of memory that are available."""
+    with open("/proc/meminfo", "rb") as text:
+        for line in text:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) << 10
+    raise OSError("the kernel does not say how much memory there is")
 
 
 def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _header(drive: BinaryIO) -> bytes:
-    return _exactly(drive, BLOCK)
-
-
-def _read(drive: BinaryIO, size: int) -> bytes:
-    """The contents of a member, without what fills its last block."""
-    return _exactly(drive, size + -size % BLOCK)[:size]
-
-
-def _exactly(drive: BinaryIO, size: int) -> bytes:
-    data = drive.read(size)
-    if len(data) != size:
-        raise OSError("the config drive ends in the middle of a file")
-    return data
 
 
 def _number(header: bytes, start: int, length: int) -> int:
