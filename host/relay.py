@@ -54,6 +54,8 @@ FORWARDED = (
     signal.SIGXCPU,
     signal.SIGALRM,
 )
+# What reading a frame raises that is none: RecursionError is JSON's answer to deep nesting.
+_MALFORMED = (ValueError, KeyError, TypeError, OSError, struct.error, RecursionError)
 # What ends the launcher while the files of a payload that has ended come back.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _OWN = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
@@ -340,7 +342,7 @@ class Relay:
         try:
             for frame in self._decoder.feed(data):
                 self._frame(*frame)
-        except (frames.FrameError, ValueError, KeyError, TypeError, OSError, struct.error) as error:
+        except _MALFORMED as error:
             raise GuestFailed(f"the guest broke the channel's protocol: {error}") from error
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:

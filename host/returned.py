@@ -235,6 +235,8 @@ class Returned:
             self._failed(file.entry.parts, _reason(error))
 
     def _end(self, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise frames.FrameError("a FILE_END that is no object")
         file = self._files.pop(_number(value, "id", (1 << 32) - 1))
         entry = file.entry
         if "failed" in value:
