@@ -380,6 +380,8 @@ class Relay:
                 self._limit_at = time.monotonic() + self._time_limit
             self._on_started()
         elif kind == frames.RETURNING:
+            if self.returned is None:
+                raise frames.FrameError("a guest returns what nobody asked for")
             # The payload has ended: its time limit does not count any more.
             self._mark("payload ended")
             self._returning = True

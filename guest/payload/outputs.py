@@ -161,15 +161,18 @@ class Files:
                 self._names[one.name] = one.place
             else:
                 self._unmatched.append(one.name)
-        if self._copy and not self._patterns:
-            yield from self._tree(PLACE.encode(), b"", b"")
-        for pattern in self._patterns:
+        everything = [b""] if self._copy else []
+        for pattern in self._patterns or everything:
             try:
                 yield from self._matching(pattern)
             except OSError as error:
                 self.failed(pattern, f"{error}")
 
     def _matching(self, pattern: bytes) -> Iterator[Frame]:
+        """The frames of what `pattern` matches; an empty one, of all that is new in a copy."""
+        if not pattern:
+            yield from self._tree(PLACE.encode(), b"", b"")
+            return
         root, below, inside = PLACE.encode(), pattern, True
         if pattern.startswith(b"/"):
             root, below, inside = *self._split(pattern), False
