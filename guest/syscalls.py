@@ -40,12 +40,14 @@ _SYS_SETNS = 308
 _SYS_FINIT_MODULE = 313
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_IDMAP = 0x00100000
+_RESOLVE_IN_ROOT = 0x10
 _O_CLOEXEC = 0o2000000
 _IN_CREATE = 0x100
 
@@ -119,6 +121,12 @@ def setns(fd: int, kind: int) -> None:
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2)."""
     _call("pivot_root", _SYS_PIVOT_ROOT, _bytes(new_root), _bytes(put_old))
+
+
+def open_in_root(root: int, path: bytes, flags: int) -> int:
+    """openat2(2): open `path` as a process would whose root directory is `root`."""
+    how = struct.pack("<QQQ", flags, 0, _RESOLVE_IN_ROOT)
+    return _call(f"open {os.fsdecode(path)}", _SYS_OPENAT2, root, path, how, len(how))
 
 
 def power_off() -> None:

@@ -1,4 +1,4 @@
-"""The guest's one wrapper for the pot's own tools (mke2fs, resize2fs, mkfs.erofs)."""
+"""The guest's one wrapper for the pot's own tools (mke2fs, resize2fs, mkfs.erofs) and helpers."""
 
 from __future__ import annotations
 
@@ -30,3 +30,12 @@ def run(path: str, *arguments: str) -> None:
     if status != 0:
         text = " ".join(said.decode("utf-8", "replace").split())
         raise OSError(f"{name} failed (status {os.waitstatus_to_exitcode(status)}): {text}")
+
+
+def start(words: list[str], output: int) -> None:
+    """Start a helper that writes to `output`; it lives until the agent ends all processes."""
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    moves = [(null, 0), (output, 1)]
+    actions = [(os.POSIX_SPAWN_DUP2, *move) for move in moves]
+    os.posix_spawn(words[0], words, {"PATH": "/usr/sbin:/usr/bin"}, file_actions=actions)
+    os.close(null)

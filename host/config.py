@@ -68,6 +68,7 @@ RULES: dict[str, Rule] = {
     "hostname": Rule("APPPOT_HOSTNAME", "apppot", str),
     "user": Rule("APPPOT_USER", "user", str),
     "job_dir": Rule("APPPOT_JOB_DIR", ".", str),
+    "job_files": Rule("APPPOT_JOB_FILES", "auto", _choice("auto", "share", "copy")),
     "hello_timeout": Rule("APPPOT_HELLO_TIMEOUT", None, parse_duration),
     "log": Rule("APPPOT_LOG", None, str),
     "repositories": Rule("APPPOT_REPOSITORIES", None, str),

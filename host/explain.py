@@ -61,6 +61,8 @@ def explain(prepared: Prepared, out: IO[str], *, as_json: bool) -> None:
     for item in prepared.plan.shown:
         mode = "rw" if item.writable else "ro"
         out.write(f"{'shows':14} {item.name:12} {mode} {item.source}\n")
+    if prepared.plan.copied is not None:
+        out.write(f"{'copies':14} {prepared.plan.copied}\n")
     for warning in prepared.plan.warnings:
         out.write(f"{'warning':14} {warning}\n")
     out.write(shlex.join(argv) + "\n")

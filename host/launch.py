@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from apppot.guest.protocol import drive
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from apppot.host.book import Book
     from apppot.host.hypervisor.monitor import Monitor
     from apppot.host.joined import Joined
+    from apppot.host.returned import Returned
 
 _ENOENT = 2
 
@@ -90,6 +92,7 @@ def run(
             relay = _start(record, capabilities, read_stdin, stack, open_book)
             record.outcome = relay.outcome
             relay.run()
+            _check_returned(relay)
     except GuestFailed as failure:
         raise _explain(record, failure) from failure
     record.mark("cleaned up")
@@ -119,8 +122,8 @@ def _start(
     if exchange is not None:
         private.append(Shown("exchange", exchange))
     rundir.directory("own")
-    scratch = _scratch_disk(plan, rundir, stack)
-    sandbox = _sandbox(record, needs, capabilities, rundir, private, scratch)
+    disks = _disk_files(plan, rundir, stack)
+    sandbox = _sandbox(record, needs, capabilities, rundir, private, disks)
     place_paths(plan.job, sandbox.view)
     _write_drive(plan, rundir)
     record.mark("planned")
@@ -145,7 +148,7 @@ def _start(
     vm = spawn(
         record.argv,
         output=console_write,
-        keep=[fd for fd in (*astuple(wires), scratch) if fd is not None],
+        keep=[fd for fd in (*astuple(wires), *disks) if fd is not None],
         cpus=() if held is None else (held.cpu,),
         env=_environment(sandbox),
         before_exec=sandbox.before_exec,
@@ -234,7 +237,35 @@ def _relay(
         on_started=bool if book is None else book.started,
         listener=listener,
         join=lambda relay: _joined(record, exchange, relay),
+        take_files=None if plan.returned is None else partial(_returned, plan.returned),
     )
+
+
+def _returned(directory: str, relay: Relay) -> Returned:
+    from apppot.host.returned import Returned
+
+    return Returned(directory, relay.send)
+
+
+def _check_returned(relay: Relay) -> None:
+    """Say what the guest could not return.  Raises OutputError where the job's files miss some."""
+    if relay.returned is None:
+        return
+    for pattern in relay.returned.unmatched:
+        sys.stderr.write(f"apppot: warning: nothing is there to bring back for {pattern}\n")
+    if relay.returned.left_out:
+        what = f"{relay.returned.left_out} sockets, FIFOs or devices"
+        sys.stderr.write(f"apppot: warning: {what} are not brought back\n")
+    if relay.returned.failures:
+        from apppot.host.returned import OutputError
+
+        status = exit_code(relay.outcome)
+        failed = "\n    ".join(relay.returned.failures)
+        raise OutputError(
+            f"the command ended with status {status}, but not all that it left could be brought "
+            f"back:\n    {failed}",
+            "make room or mend what is named, and run it again",
+        )
 
 
 def _joined(record: Run, exchange: str | None, relay: Relay) -> Joined:
@@ -285,7 +316,7 @@ def _sandbox(
     capabilities: Capabilities,
     rundir: RunDir,
     private: Sequence[Shown],
-    scratch: int | None,
+    files: Sequence[int],
 ) -> confine.Sandbox:
     plan = record.plan
     shown = (*plan.shown, *private)
@@ -310,7 +341,7 @@ def _sandbox(
         os.symlink(os.path.abspath(source), os.path.join(view, folder))
     own = rundir.directory("uml")
     if record.confinement is Confinement.LANDLOCK:
-        disks = [] if scratch is None else [Shown("", f"/proc/self/fd/{scratch}", writable=True)]
+        disks = [Shown("", f"/proc/self/fd/{fd}", writable=True) for fd in files]
         return confine.landlocked(
             [*shown, *disks],
             view,
@@ -324,14 +355,24 @@ def _sandbox(
     return confine.unconfined(view, own)
 
 
-def _scratch_disk(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack) -> int | None:
-    """A sparse file on a disk for the writable layer, without a name: it is gone with the guest.
+def _disk_files(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack) -> list[int]:
+    """Disks of the guest that are files on a disk here, without a name: gone with the guest.
 
-    The guest's kernel opens it through its descriptor, by the link own/scratch.
+    The guest's kernel opens each through its descriptor, by the links own/scratch and own/drive.
     """
+    place = os.environ.get("TMPDIR") or "/tmp"
+    files = {"scratch": _scratch_disk(plan, place), "drive": _drive_disk(plan, place, rundir)}
+    for name, fd in files.items():
+        if fd is not None:
+            stack.callback(os.close, fd)
+            os.symlink(f"/proc/self/fd/{fd}", os.path.join(rundir.path, "own", name))
+    return [fd for fd in files.values() if fd is not None]
+
+
+def _scratch_disk(plan: LaunchPlan, place: str) -> int | None:
+    """A sparse file for the writable layer."""
     if plan.scratch is None:
         return None
-    place = os.environ.get("TMPDIR") or "/tmp"
     room = os.statvfs(place)
     if room.f_bavail * room.f_frsize < plan.scratch:
         sys.stderr.write(f"apppot: warning: {place} has less room than --scratch asks for\n")
@@ -343,9 +384,28 @@ def _scratch_disk(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack)
             f"no scratch disk can be made in {place}: {error.strerror}",
             "set TMPDIR to a directory on a disk with room",
         ) from error
-    stack.callback(os.close, fd)
-    os.symlink(f"/proc/self/fd/{fd}", os.path.join(rundir.path, "own", "scratch"))
     return fd
+
+
+def _drive_disk(plan: LaunchPlan, place: str, rundir: RunDir) -> int | None:
+    """A file for the config drive, where it carries too much for memory."""
+    if plan.copied is None:
+        return None
+    from apppot.host import inputs
+
+    try:
+        if inputs.room(plan.copied, plan.inputs, rundir.path) <= inputs.IN_MEMORY:
+            return None
+        return inputs.open_disk(place)
+    except OSError as error:
+        raise _not_copied(place, error) from error
+
+
+def _not_copied(place: str, error: OSError) -> HypervisorError:
+    return HypervisorError(
+        f"the job directory's files cannot be copied to {place}: {error.strerror}",
+        "name those that the job needs (--input), or set TMPDIR to a directory on a disk with room",
+    )
 
 
 def _run_directory(
@@ -376,7 +436,18 @@ def _environment(sandbox: confine.Sandbox) -> dict[str, str]:
 
 
 def _write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
-    rundir.file("own/drive", drive.pack(plan.job.dump()))
+    if plan.copied is None:
+        rundir.file("own/drive", drive.pack(plan.job.dump()))
+        return
+    from apppot.host import inputs
+
+    path = os.path.join(rundir.path, "own", "drive")
+    try:
+        # Through the link, where it lies on a disk.
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
+            inputs.write(file, plan.job.dump(), plan.copied, plan.inputs, rundir.path)
+    except OSError as error:
+        raise _not_copied(os.path.dirname(os.path.realpath(path)), error) from error
 
 
 def _network(

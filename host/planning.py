@@ -15,6 +15,7 @@ from apppot.host.errors import UsageError
 from apppot.host.hypervisor.base import Hypervisor
 from apppot.host.images.probe import ImageFormat
 from apppot.host.images.store import Image, Record
+from apppot.host.jobfiles import plan_files
 from apppot.host.plan import Disk, KernelChoice, LaunchPlan, Shown
 
 HOST_IMAGE = "host"
@@ -87,6 +88,9 @@ class Request:
     # UML copy-on-write file, its backing image, and where the file system starts in that (bytes)
     cow: tuple[str, str, int] | None = None
     extra: tuple[str, ...] = ()  # more words for the kernel's command line
+    inputs: tuple[str, ...] = ()  # patterns of what a copy of the job directory has
+    outputs: tuple[str, ...] = ()  # patterns of what comes back at the end
+    follow: tuple[str, ...] = ()  # files that come back while they grow
 
 
 @dataclass(frozen=True)
@@ -139,13 +143,19 @@ def make_plan(
     network, warnings = _network(settings["network"], request, ground)
     disks, shown, layers = _file_systems(request, hidden_of_host(caller.env), ground)
     shown += [Shown("kernel", ground.kernel.path), Shown("runtime", ground.runtime)]
+    if request.binds:
+        _needs_share(ground, "--bind")
     mounts = _binds(request.binds, shown)
-    if ground.job_directory is not None:
+    files = plan_files(request, settings["job_files"], ground)
+    if ground.job_directory is not None and not files.copy:
         shown.append(Shown("job", ground.job_directory, writable=True))
     if ground.modules is not None:
         shown.append(Shown("modules", ground.modules))
     job = _job(request, settings, caller, ground)
     job.layers, job.mounts, job.network = layers, mounts, network
+    job.outputs, job.follow = list(files.outputs), list(files.follow)
+    if files.copy:
+        job.job_dir, job.job_copy = None, True
     scratch: int | None = settings["scratch"].value
     if request.session_disk is not None:
         if scratch is not None:
@@ -174,6 +184,9 @@ def make_plan(
         log=settings["log"].value,
         warnings=tuple(warnings),
         extra=request.extra,
+        copied=ground.job_directory if files.copy else None,
+        inputs=request.inputs,
+        returned=ground.job_directory if files.come_back() else None,
     )
 
 
@@ -221,7 +234,8 @@ def _file_systems(
         _add_cow(request.cow, ground, disks, shown, layers)
     elif request.image is None:
         shown.append(Shown("host", "/", masked=hidden))
-        layers.append(Layer(source=b"host", fstype=ground.hypervisor.share, hidden=list(hidden)))
+        share = _needs_share(ground, "the image `host`")
+        layers.append(Layer(source=b"host", fstype=share, hidden=list(hidden)))
     images = [*([request.image] if request.image is not None else []), *request.changes]
     for number, image in enumerate(images):
         device = ground.hypervisor.devices[len(disks)]
@@ -229,6 +243,16 @@ def _file_systems(
         shown.append(Shown(f"image{number}", os.path.realpath(image.path)))
         disks.append(Disk(f"image{number}"))
     return disks, shown, layers
+
+
+def _needs_share(ground: Ground, what: str) -> str:
+    """The file system for directories of the host.  Raises Unsuited where there is none."""
+    if ground.hypervisor.share is None:
+        raise Unsuited(
+            f"{what} shows directories of this host, which {ground.hypervisor.name} cannot",
+            "leave out --hypervisor, or bring the files in with the job directory",
+        )
+    return ground.hypervisor.share
 
 
 def _layer(image: Image, device: str) -> Layer:
@@ -292,7 +316,7 @@ def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, grou
         rows=ground.rows,
         columns=ground.columns,
         closed=[] if request.tty else _closed(caller, request),
-        share=ground.hypervisor.share,
+        share=ground.hypervisor.share or "none",
         job_dir=None if ground.job_directory is None else b"job",
         exchange=b"exchange" if ground.hypervisor.exchange else None,
         modules=None if ground.modules is None else b"modules",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import socket
 
     from apppot.host.joined import Joined
+    from apppot.host.returned import Returned
 
 # Seconds without a word from the guest after which it is taken for hung.
 HEARTBEAT_LIMIT = 30.0
@@ -53,6 +54,10 @@ FORWARDED = (
     signal.SIGXCPU,
     signal.SIGALRM,
 )
+# What reading a frame raises that is none: RecursionError is JSON's answer to deep nesting.
+_MALFORMED = (ValueError, KeyError, TypeError, OSError, struct.error, RecursionError)
+# What ends the launcher while the files of a payload that has ended come back.
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _OWN = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
 
 
@@ -68,7 +73,7 @@ class GuestFailed(Exception):
 
 
 class Aborted(Exception):
-    """A signal ended the launcher before the payload started."""
+    """A signal ended the launcher before the payload started, or after it had ended."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -172,6 +177,7 @@ class Relay:
         on_started: Callable[[], object] = bool,
         listener: socket.socket | None = None,
         join: Callable[[Relay], Joined] | None = None,
+        take_files: Callable[[Relay], Returned] | None = None,
     ) -> None:
         self._channel, self._vm, self._console = channel, vm, console
         self._source, self._sinks, self._tty = source, sinks, tty
@@ -181,6 +187,9 @@ class Relay:
         # Where others ask for processes beside the payload; loaded when the first one does.
         self._listener, self._join = listener, join
         self._joined: Joined | None = None
+        # What the payload leaves, where its directory is not shared.
+        self.returned = None if take_files is None else take_files(self)
+        self._returning = False
         self._hello_timeout = hello_timeout
         self._time_limit = time_limit
         self._decoder = frames.Decoder(frames.GUEST_TYPES)
@@ -211,6 +220,8 @@ class Relay:
             restore()
             if self._joined is not None:
                 self._joined.close()
+            if self.returned is not None:
+                self.returned.close()
 
     def _finished(self) -> bool:
         if not self.outcome.report or any(sink.fd() is not None for sink in self._sinks):
@@ -338,11 +349,15 @@ class Relay:
         try:
             for frame in self._decoder.feed(data):
                 self._frame(*frame)
-        except (frames.FrameError, ValueError, KeyError, TypeError, OSError, struct.error) as error:
+        except _MALFORMED as error:
             raise GuestFailed(f"the guest broke the channel's protocol: {error}") from error
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
-        if stream >= frames.STREAMS:
+        if stream == frames.FILES:
+            if self.returned is None:
+                raise frames.FrameError("a file that nobody asked for")
+            self.returned.frame(kind, payload)
+        elif stream >= frames.STREAMS:
             if self._joined is None:
                 raise frames.FrameError(f"stream {stream} of a process that nobody started")
             self._joined.frame(kind, stream, payload)
@@ -367,10 +382,23 @@ class Relay:
         elif kind == frames.STARTED:
             self._mark("payload")
             self._started = True
+            # Not from GO: the files of the job directory may have to come first.
+            if self._time_limit is not None:
+                self._limit_at = time.monotonic() + self._time_limit
             self._on_started()
+        elif kind == frames.RETURNING:
+            if self.returned is None:
+                raise frames.FrameError("a guest returns what nobody asked for")
+            # The payload has ended: its time limit does not count any more.
+            self._mark("payload ended")
+            self._returning = True
+            self._limit_at = self._kill_at = self._give_up_at = None
         elif kind == frames.EXIT:
             self._mark("exit")
-            self.outcome.report = checked_report(json.loads(payload))
+            report = checked_report(json.loads(payload))
+            if self.returned is not None:
+                self.returned.finish(report.get("outputs"))
+            self.outcome.report = report
         elif kind == frames.FAILED:
             failure = json.loads(payload)
             raise GuestFailed(f"step {failure['step']!r} failed in the guest: {failure['reason']}")
@@ -423,8 +451,6 @@ class Relay:
     def _go(self) -> None:
         self._mark("go")
         self.send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
-        if self._time_limit is not None:
-            self._limit_at = time.monotonic() + self._time_limit
 
     # -- signals and time --------------------------------------------------------------------
 
@@ -440,7 +466,7 @@ class Relay:
                 self._resize()
             self._heard = time.monotonic()
             self._payload_signal(signal.SIGCONT)
-        elif not self._started:
+        elif not self._started or (self._returning and number in _ENDING):
             raise Aborted(number)
         else:
             self._payload_signal(number)
@@ -485,6 +511,9 @@ class Relay:
 
     def stop(self, grace: float) -> None:
         """End the payload: SIGTERM now, after `grace` seconds SIGKILL."""
+        if self._returning:
+            self._pending.append(signal.SIGTERM)
+            return
         self._payload_signal(signal.SIGTERM)
         self._payload_signal(signal.SIGCONT)
         self._kill_at = time.monotonic() + grace

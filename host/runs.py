@@ -113,7 +113,7 @@ class Request:
         if self.tty:
             job.env.setdefault(b"TERM", b"linux")
         if self.cwd is not None:
-            start = HOME if job.job_dir is None else JOB_DIR
+            start = JOB_DIR if job.has_job_dir() else HOME
             job.cwd = os.path.join(start.encode(), self.cwd)
         job.user = self.user or job.user
         return job

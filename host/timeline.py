@@ -37,7 +37,10 @@ def steps(record: Run, started: float) -> list[Step]:
     found.append(Step("launcher", "handshake", host["hello"], host["go"]))
     if "payload" in host:
         found.append(Step("guest", "start of the payload", host["go"], host["payload"]))
-        found.append(Step("payload", "payload", host["payload"], host["exit"]))
+        ended = host.get("payload ended", host["exit"])
+        found.append(Step("payload", "payload", host["payload"], ended))
+        if "payload ended" in host:
+            found.append(Step("guest", "outputs", ended, host["exit"]))
     found.append(Step("launcher", "clean up", host["exit"], host["cleaned up"]))
     return found
 

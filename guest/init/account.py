@@ -196,7 +196,7 @@ def _directories(writer: Writer, job: Job) -> None:
     owner = (job.uid, job.gid) if job.uid else (1000, 1000)
     home = HOME.lstrip("/")
     writer.directory(home, 0o755, owner)
-    if job.job_dir is not None:
+    if job.has_job_dir():
         writer.directory(JOB_DIR.lstrip("/"), 0o755, owner)
     for mount in job.mounts:
         _mount_point(writer, mount.target, bool(mount.name))

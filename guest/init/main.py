@@ -25,6 +25,8 @@ TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from apppot.guest.payload import outputs
+
 _MODULES = "/run/apppot/modules"
 _OWN_ROOT = Layer(source=b"/", fstype="bind")
 
@@ -120,6 +122,10 @@ def _merge(boot: Boot) -> None:
 
 
 def _host_directories(boot: Boot) -> None:
+    if boot.job.job_copy:
+        from apppot.guest.payload import inputs
+
+        inputs.mount(boot.job, boot.in_place)
     mounts.mount_host_directories(boot.job)
     if boot.job.exchange is not None:
         os.mkdir(session.EXCHANGE)
@@ -181,10 +187,13 @@ def _serve(boot: Boot, served: session.Session) -> None:
         if boot.job.network.confirm:
             served.channel.send(frames.NETWORK_UP, payload=b"{}")
             served.wait_for_go()
+    files = _job_files(boot, served)
     boot.step = "payload"
     argv, place = _command(boot), "" if boot.job.in_pot else root.ROOT
     who = process.find_account(boot.job, place)
     started = process.start(boot.job, who, argv, place)
+    if files is not None:
+        files.watch()
 
     def join(description: bytes, pid: int) -> tuple[process.Payload, bool]:
         job = Job.load(description)
@@ -193,13 +202,38 @@ def _serve(boot: Boot, served: session.Session) -> None:
 
     report = served.run(started, boot.job.tty, join)
     boot.step = "outputs"
+    if files is not None:
+        report["outputs"] = served.return_files(files)
     if boot.in_place:
         root.release(boot.points)
     elif boot.job.session:
+        _forget_job_files(boot.job)
         root.release([scratch.POINT])
     os.sync()
     served.channel.send(frames.EXIT, payload=dumps(report).encode())
     served.channel.drain()
+
+
+def _job_files(boot: Boot, served: session.Session) -> outputs.Files | None:
+    """Fetch the files of a job directory that is a copy; what will come back, if anything does."""
+    job = boot.job
+    if not (job.job_copy or job.outputs or job.follow):
+        return None
+    boot.step = "job files"
+    from apppot.guest.payload import inputs, outputs
+
+    if job.job_copy:
+        inputs.unpack(os.fsdecode(boot.line.words["apppot.drive"]), job, served.beat)
+    served.files = outputs.Files(job)
+    return served.files
+
+
+def _forget_job_files(job: Job) -> None:
+    """Leave none of them on a session's disk."""
+    if job.job_copy:
+        from apppot.guest.payload import inputs
+
+        inputs.remove()
 
 
 def _command(boot: Boot) -> list[bytes]:

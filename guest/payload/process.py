@@ -260,7 +260,7 @@ def join_mounts(pid: int) -> None:
 
 def default_directory(job: Job, account: Account) -> str | bytes:
     """Where a payload starts whose job does not say."""
-    if job.job_dir is not None:
+    if job.has_job_dir():
         return JOB_DIR
     return account.home if os.path.isdir(account.home) else "/"
 

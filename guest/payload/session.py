@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from apppot.guest.payload.outputs import Files
+
     # Starts what a description says beside the process with a pid: it, and whether it has a
     # terminal.
     Join = Callable[[bytes, int], "tuple[process.Payload, bool]"]
@@ -285,6 +287,7 @@ class Session:
         self._processes: dict[int, Process] = {}  # by number, the payload among them
         self._join: Join | None = None
         self._described: dict[int, bytes] = {}  # descriptions of processes to come
+        self.files: Files | None = None  # what comes back, where anything does
         self._childless = False
         self._leftover_deadline: float | None = None
         self._leftovers_ended = False
@@ -322,10 +325,22 @@ class Session:
         self._payload.close()
         return {**self._payload.report(), "leftovers_ended": self._leftovers_ended}
 
+    def beat(self) -> None:
+        """Do what is due, without waiting; for who works long before the payload starts."""
+        self._turn(wait=False)
+
+    def return_files(self, files: Files) -> dict[str, Any]:
+        """Send what the payload left; returns what EXIT says of that."""
+        self.channel.send(frames.RETURNING, payload=b"{}")
+        files.leave()
+        while not files.done:
+            self._turn()
+        return files.report()
+
     def _finished(self, payload: Process) -> bool:
         return payload.status is not None and self._childless and not payload.flows()
 
-    def _turn(self) -> None:
+    def _turn(self, wait: bool = True) -> None:
         """Wait for the next event and handle it."""
         poll = select.poll()
         want_out = select.POLLOUT if self.channel.backlog() else 0
@@ -339,8 +354,16 @@ class Session:
             if one.input.pending():
                 assert one.input.fd is not None
                 poll.register(one.input.fd, select.POLLOUT)
-        ready = dict(poll.poll(self._timeout()))
+        files = self.files
+        if files is not None and files.fd is not None:
+            poll.register(files.fd, select.POLLIN)
+        wait = wait and not (files is not None and files.busy() and room)
+        ready = dict(poll.poll(self._timeout() if wait else 0))
         self._handle(ready)
+        if files is not None:
+            if files.fd in ready:
+                files.notice()
+            files.pump(self.channel)
 
     def _timeout(self) -> int:
         """Milliseconds until the next thing that is due by time."""
@@ -386,6 +409,8 @@ class Session:
             self._described[number] = self._described.get(number, b"") + payload
         elif kind == frames.EXEC:
             self._exec(number, payload)
+        elif kind == frames.CREDIT and stream == frames.FILES and self.files is not None:
+            self.files.credit += frames.U32.unpack(payload)[0]
         # What was on its way to a process that has ended has lost its purpose.
         elif number in self._processes:
             self._process_frame(self._processes[number], kind, stream, payload)

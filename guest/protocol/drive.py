@@ -1,7 +1,8 @@
 """The config drive: a bare tar whose first member is the job description.
 
 Read as a block device without mounting it.  A volume label member could not come first, so the
-drive is known by the name of its first member.
+drive is known by the name of its first member.  Where the job directory is copied, its files are
+the members after that, below JOB_FILES, in the pax format.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 
 JOB_MEMBER = b"apppot/job.json"
+JOB_FILES = b"job/"
 BLOCK = 512
 _MAX_JOB = 64 << 20
 
@@ -19,8 +21,12 @@ class DriveError(ValueError):
 
 def pack(job: bytes) -> bytes:
     """A config drive with the given job description."""
-    padding = -len(job) % BLOCK
-    return _header(JOB_MEMBER, len(job)) + job + bytes(padding) + bytes(2 * BLOCK)
+    return first_member(job) + bytes(2 * BLOCK)
+
+
+def first_member(job: bytes) -> bytes:
+    """How a drive with the given job description begins."""
+    return _header(JOB_MEMBER, len(job)) + job + bytes(-len(job) % BLOCK)
 
 
 def _header(name: bytes, size: int) -> bytes:

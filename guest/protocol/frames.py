@@ -7,7 +7,7 @@ one stream, never the control frames.  Peers say their version in HELLO and GO.
 
 One guest may run several processes: 0 is the payload, the others joined it (EXEC).  The stream
 byte holds both, `STREAMS * process + stream`; EXIT, FAILED, STARTED, SIGNAL and RESIZE have the
-process's CONTROL stream.
+process's CONTROL stream.  Files that come back have a stream of their own (FILES).
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ OUTPUT_CREDIT = 1 << 20
 INPUT_CREDIT = 3 << 10
 # A virtual port has no such buffer.
 PORT_CREDIT = 3 * MAX_PAYLOAD
+FILES_CREDIT = 1 << 20
 
 # Streams.
 CONTROL, STDIN, STDOUT, STDERR = 0, 1, 2, 3
 STREAMS = 4
 PROCESSES = 32
+FILES = STREAMS * PROCESSES
 
 # Guest to host.
 HELLO = 1  # JSON: version, timeline, what the guest is
@@ -41,6 +43,11 @@ FAILED = 4  # JSON: step and reason; the guest could not do its part, no payload
 STARTED = 5  # JSON: the payload's first instruction is next
 STOPPED = 7  # JSON: the payload of a terminal has stopped, as by Ctrl-Z
 NETWORK_UP = 6  # JSON: the interface is up; the guest waits for one more GO
+RETURNING = 8  # JSON: the payload has ended, what it leaves follows, then EXIT
+# On the stream FILES.
+FILE = 9  # JSON: id, kind, path, attributes of what follows, or of what needs no more
+FILE_DATA = 10  # u32 id, u64 offset, bytes; what no such frame writes is a hole
+FILE_END = 11  # JSON: id; it is complete, or why it could not be read
 # Host to guest.
 GO = 16  # JSON: version; start the payload
 SIGNAL = 17  # u32: signal number for the payload's process group
@@ -65,6 +72,10 @@ GUEST_TYPES = frozenset(
         STARTED,
         STOPPED,
         NETWORK_UP,
+        RETURNING,
+        FILE,
+        FILE_DATA,
+        FILE_END,
         DATA,
         CREDIT,
         END,
@@ -74,10 +85,11 @@ GUEST_TYPES = frozenset(
 )
 HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, EXEC, EXEC_PART, DATA, CREDIT, END, CLOSED))
 
-LIMIT = STREAMS * PROCESSES  # of the stream byte
+LIMIT = FILES + 1  # of the stream byte
 
 U32 = struct.Struct("<I")
 SIZE = struct.Struct("<HH")
+PIECE = struct.Struct("<IQ")
 
 
 class FrameError(ValueError):

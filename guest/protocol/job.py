@@ -170,6 +170,9 @@ class Job(_Record):
         "mounts": _PLAIN,
         "share": _PLAIN,
         "job_dir": _BYTES,
+        "job_copy": _PLAIN,
+        "outputs": _LIST,
+        "follow": _LIST,
         "exchange": _BYTES,
         "modules": _BYTES,
         "network": _PLAIN,
@@ -198,6 +201,9 @@ class Job(_Record):
     mounts: list[Mount] = []
     share: str = "hostfs"  # the file system that shows directories of the host
     job_dir: bytes | None = None  # source of the job directory, like that of a mount
+    job_copy: bool = False  # it is a copy: its files are on the config drive, see drive.py
+    outputs: list[bytes] = []  # patterns of what comes back; of a copy, none: all that is new
+    follow: list[bytes] = []  # paths of files that come back while they grow
     exchange: bytes | None = None  # source of the directory where chunks of stdin appear
     modules: bytes | None = None  # hostfs path of kernel modules, for a kernel that needs them
     network: Network | None = None
@@ -205,6 +211,10 @@ class Job(_Record):
     localtime: bytes | None = None  # contents for /etc/localtime
     search_path: bytes = SEARCH_PATH.encode()
     run_scripts: bool = False  # without argv: apppot-run in the job directory, apppot-autorun
+
+    def has_job_dir(self) -> bool:
+        """Whether there is a job directory, shared or copied."""
+        return self.job_copy or self.job_dir is not None
 
     def to_json(self) -> dict[str, Any]:
         fields = super().to_json()

@@ -43,6 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(func=main, console=console)
 
 
+_FILES_OPTIONS = {
+    "--input": "copy only these files of the job directory",
+    "--output": "bring only these files back (default: all that is new or changed)",
+    "--follow": "bring this file back while it grows",
+}
+
+
 def _machine_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--mem", dest="memory", metavar="SIZE", help="guest memory (default 512M)")
@@ -70,6 +77,9 @@ def _surroundings_options(parser: argparse.ArgumentParser) -> None:
         help="show a file or directory of this host in the guest",
     )  # fmt: skip
     add("--job-dir", metavar="DIR", help="directory shown at /home/user/job (default: .), or none")
+    add("--job-files", metavar="HOW", help="share the job directory (default), or copy its files")
+    for option, words in _FILES_OPTIONS.items():
+        add(option, metavar="FILE" if option == "--follow" else "GLOB", action="append", help=words)
     add("--changes", metavar="FILE", action="append", default=[], help="changes over the image")
     add(
         "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[],
@@ -338,6 +348,9 @@ def _request(args: argparse.Namespace, tty: bool, caller: Caller) -> Request:
         shell=args.console,
         entrypoint=_entrypoint(getattr(args, "entrypoint", None)),
         in_pot=args.in_pot,
+        inputs=tuple(getattr(args, "input", None) or ()),
+        outputs=tuple(getattr(args, "output", None) or ()),
+        follow=tuple(getattr(args, "follow", None) or ()),
         forwards=tuple(parse_forward(text) for text in args.publish),
         # What only the original's command line can ask for.
         cow=cow,

@@ -42,7 +42,7 @@ class Hypervisor(Protocol):
     name: str
     kernel: str  # which of the pot's kernels it boots
     devices: tuple[str, ...]  # the guest's name of each disk of a plan, in order
-    share: str  # the guest's file system for directories of the host
+    share: str | None  # the guest's file system for directories of the host; None: it has none
     network_device: str  # the guest's name of its interface
     network_by_descriptor: bool  # the launcher connects it to the network helper
     monitored: bool  # it takes orders by QMP

@@ -27,7 +27,7 @@ class Qemu:
     name = "qemu"
     kernel = "x86_64"
     devices = tuple(f"/dev/vd{letter}" for letter in "abcdefghijklmnop")
-    share = "9p"
+    share: str | None = "9p"
     network_device = "eth0"
     network_by_descriptor = True
     monitored = True

@@ -20,7 +20,7 @@ class Uml:
     name = "uml"
     kernel = "uml"
     devices = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
-    share = "hostfs"
+    share: str | None = "hostfs"
     network_device = "vec0"
     network_by_descriptor = False
     monitored = False
