@@ -59,14 +59,14 @@ def build_kernels(
     """
     home = Path(pot_home())
     recipes = [load_kernel(name) for name in names]
-    if stale := _stale(home, recipes, force):
+    if stale := stale_recipes(home, recipes, force):
         for recipe in stale:
             check_tools(recipe)
         cache = Path(cache_home()) / "kernel"
         # The tree is in the cache, which may be on a larger disk than the pot.
         with store.workplace(cache, "kernel") as work, store.workplace(home, "kernel") as place:
             # Whoever held the lock may have built them meanwhile.
-            if stale := _stale(home, recipes, force):
+            if stale := stale_recipes(home, recipes, force):
                 source = _source(load_source(), cache, work)
                 for recipe in stale:
                     _build(recipe, source, home, place, cache, jobs or _cpus())
@@ -80,7 +80,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _stale(home: Path, recipes: Sequence[KernelRecipe], force: bool) -> list[KernelRecipe]:
+def stale_recipes(home: Path, recipes: Sequence[KernelRecipe], force: bool) -> list[KernelRecipe]:
     """The recipes from which the pot's kernels were not built."""
     return [recipe for recipe in recipes if force or not _is_current(home, recipe)]
 

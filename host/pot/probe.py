@@ -96,13 +96,13 @@ def probe_vmlinux(path: str) -> dict[str, object]:
     with open(path, "rb") as file:
         notes = b"".join(_segments(file, PT_NOTE))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            version = VERSION.search(data)
+            versions = [match[1].decode() for match in VERSION.finditer(data)]
             digest = hashlib.sha256(data).hexdigest()
-    if version is None:
+    if not versions:
         raise PotError(f"{path} is not a Linux kernel")
     types = xen_notes(notes)
     features = sorted(word for kind, word in XEN_NOTES.items() if kind in types)
-    return {"release": version[1].decode(), "digest": digest, "features": features}
+    return {"release": versions[0], "digest": digest, "features": features}
 
 
 def xen_notes(data: bytes) -> set[int]:

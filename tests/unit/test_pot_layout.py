@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import pytest
 from apppot.host.errors import PotError
-from apppot.host.pot import boot, layout, probe, state, store
+from apppot.host.pot import boot, layout, probe, recipes, state, store
+from apppot.host.pot.kernel import stale_recipes
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +171,20 @@ def test_publishing_one_kind_keeps_the_other_and_prunes_old_ones(homes: Path) ->
     left = list((homes / "pot" / "runtime").iterdir())
     assert len(left) == store.KEEP
     assert Path(layout.find_pot().runtime).read_bytes() == b"4"
+
+
+def test_a_kernel_is_built_again_only_from_another_recipe(homes: Path) -> None:
+    home = homes / "pot"
+    uml, x86 = (recipes.load_kernel(name) for name in recipes.KERNELS)
+    assert stale_recipes(home, [uml, x86], False) == [uml, x86]
+    store.publish(home, "kernel", [put(home, "work/linux")], {"recipe": uml.digest})
+    assert stale_recipes(home, [uml, x86], False) == [x86]
+    files = [put(home, f"work/{name}") for name, _ in x86.files]
+    store.publish(home, "kernel-x86_64", files, {"recipe": x86.digest})
+    assert stale_recipes(home, [uml, x86], False) == []
+    assert stale_recipes(home, [uml], True) == [uml]
+    newer = dataclasses.replace(x86, digest="another")
+    assert stale_recipes(home, [uml, newer], False) == [newer]
 
 
 def test_lpj_is_kept_per_kernel(homes: Path) -> None:

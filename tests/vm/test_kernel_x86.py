@@ -1,0 +1,82 @@
+"""The pot's x86-64 kernel in QEMU: no initramfs, its own drivers, the agent, power off.
+
+The processor is emulated: the kernel is the subject, and KVM may be there and not work.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from apppot.guest.protocol import drive
+from apppot.guest.protocol.job import Job, Layer
+from apppot.host.images import store
+from apppot.host.pot import layout
+from vm_harness import IMAGE, RELEASE
+
+QEMU = "qemu-system-x86_64"
+BOOT = 100  # seconds: an emulated processor beside other tests
+WORDS = "console=ttyS0 quiet panic=-1 ro rootfstype=ext4 init=/sbin/apppot-init"
+
+
+@pytest.fixture(scope="module")
+def kernel() -> layout.MachineKernel:
+    if shutil.which(QEMU) is None:
+        pytest.skip("apt-get install qemu-system-x86")
+    return layout.find_x86_kernel()
+
+
+def disk(name: str, path: str, device: str) -> list[str]:
+    # Nobody writes to it, and guests of other tests hold locks of their own on a stored image.
+    options = f"id={name},if=none,format=raw,readonly=on,file.locking=off"
+    return ["-drive", f"file={path},{options}", "-device", f"{device},drive={name}"]
+
+
+def job_drive(place: Path, script: str, image: str) -> str:
+    """A config drive with a job for root; the base image is the device `image`."""
+    path = place / "drive"
+    layers = [Layer(source=image.encode())]
+    argv = [b"sh", b"-c", script.encode()]
+    job = Job(argv=argv, layers=layers, user="root", uid=0, gid=0)
+    path.write_bytes(drive.pack(job.dump()))
+    return str(path)
+
+
+def boot(machine: str, kernel: str, devices: Sequence[str], words: str) -> str:
+    """What the serial line showed of a machine that powers itself off."""
+    argv = [QEMU, "-M", machine, "-cpu", "max", "-m", "384", "-nodefaults", "-no-user-config"]
+    argv += ["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel, *devices]
+    done = subprocess.run(
+        [*argv, "-append", f"{WORDS} {words}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=BOOT,
+        check=False,
+    )
+    # The firmware speaks to a terminal.
+    text = re.sub(r"\r|\x1b(c|\[[0-9;?]*[A-Za-z])", "", done.stdout.decode(errors="replace"))
+    assert done.returncode == 0, text
+    assert "reboot: Power down" in text, text
+    return text
+
+
+def test_direct_boot_without_pci(kernel: layout.MachineKernel, tmp_path: Path) -> None:
+    script = "uname -r; cat /sys/class/virtio-ports/*/name; exit 7"
+    devices = [
+        *disk("root", layout.find_pot().runtime, "virtio-blk-device"),
+        *disk("job", job_drive(tmp_path, script, "/dev/vdc"), "virtio-blk-device"),
+        *disk("base", store.resolve(IMAGE).path, "virtio-blk-device"),
+        *("-device", "virtio-serial-device", "-chardev", "null,id=line"),
+        *("-device", "virtserialport,chardev=line,name=org.apppot.0"),
+    ]
+    words = "root=/dev/vda apppot.drive=/dev/vdb pci=off no_timer_check tsc_early_khz=1000000"
+    machine = "microvm,accel=tcg,pit=on,pic=on,rtc=on"
+    text = boot(machine, kernel.vmlinux, devices, words)
+    assert f"\n{kernel.release}\norg.apppot.0\n" in text, text
+    assert kernel.release.startswith(RELEASE)
+    assert "the job ended with status 7" in text, text
