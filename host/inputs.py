@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, cast
 
 from apppot.guest.protocol import drive, globs
@@ -26,37 +26,46 @@ _KINDS = {
 
 # A path below the job directory, and what lstat says of it.
 Found = tuple[bytes, os.stat_result]
+Tell = Callable[[bytes, str], None]
 
 
-def chosen(directory: str, patterns: Sequence[str], skip: str = "") -> Iterator[Found]:
+def _left_out(path: bytes, reason: str) -> None:
+    name = os.fsdecode(path).encode(errors="backslashreplace").decode()
+    sys.stderr.write(f"apppot: warning: {name} is not copied into the guest: {reason}\n")
+
+
+def chosen(
+    directory: str, patterns: Sequence[str], skip: str = "", tell: Tell = _left_out
+) -> Iterator[Found]:
     """What the guest gets of `directory`: all, or what one of `patterns` names.
 
-    Each path once, after the directories above it.  `skip` is left out with all that is in it.
+    Each path once, after the directories above it.  `skip` is left out with all that is in it;
+    `tell` is told what cannot be read.
     """
     root = os.fsencode(directory)
     avoided = os.path.relpath(os.fsencode(skip), root) if skip else b".."
     seen: set[bytes] = set()
-    for path, found in _named(root, patterns):
+    for path, found in _named(root, patterns, tell):
         if path in seen or path == avoided or path.startswith(avoided + b"/"):
             continue
         seen.add(path)
         yield path, found
 
 
-def _named(root: bytes, patterns: Sequence[str]) -> Iterator[Found]:
+def _named(root: bytes, patterns: Sequence[str], tell: Tell) -> Iterator[Found]:
     if not patterns:
-        yield from _readable(root, b"")
+        yield from _readable(root, b"", tell)
     for pattern in patterns:
         for path in globs.find(root, os.fsencode(pattern)):
             parts = path.split(b"/")
             for depth in range(1, len(parts)):
                 parent = b"/".join(parts[:depth])
                 yield parent, os.lstat(os.path.join(root, parent))
-            yield from _readable(root, path)
+            yield from _readable(root, path, tell)
 
 
-def _readable(root: bytes, path: bytes) -> Iterator[Found]:
-    """`path` and all below it; what cannot be listed is told and left out."""
+def _readable(root: bytes, path: bytes, tell: Tell) -> Iterator[Found]:
+    """`path` and all below it that can be listed."""
     waiting = [path]
     while waiting:
         path = waiting.pop()
@@ -67,23 +76,18 @@ def _readable(root: bytes, path: bytes) -> Iterator[Found]:
         except FileNotFoundError:
             continue  # gone since it was listed
         except OSError as error:
-            _left_out(path, error.strerror or "")
+            tell(path, error.strerror or "")
             continue
         if path:
             yield path, found
         waiting += [os.path.join(path, name) for name in names]
 
 
-def _left_out(path: bytes, reason: str) -> None:
-    name = os.fsdecode(path).encode(errors="backslashreplace").decode()
-    sys.stderr.write(f"apppot: warning: {name} is not copied into the guest: {reason}\n")
-
-
 def room(directory: str, patterns: Sequence[str], skip: str = "") -> int:
     """Bytes that the drive of these files will take, as they are now."""
     return sum(
         (found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else 0) + 4 * drive.BLOCK
-        for _, found in chosen(directory, patterns, skip)
+        for _, found in chosen(directory, patterns, skip, tell=lambda *_: None)
     )
 
 

@@ -402,8 +402,9 @@ def _drive_disk(plan: LaunchPlan, place: str, rundir: RunDir) -> int | None:
 
 
 def _not_copied(place: str, error: OSError) -> HypervisorError:
+    file = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     return HypervisorError(
-        f"the job directory's files cannot be copied to {place}: {error.strerror}",
+        f"the job directory's files cannot be copied to {place}: {file}{error.strerror}",
         "name those that the job needs (--input), or set TMPDIR to a directory on a disk with room",
     )
 

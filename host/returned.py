@@ -290,9 +290,7 @@ class Returned:
         fd = os.dup(self._root)
         for depth, name in enumerate(parts):
             try:
-                if make:
-                    _make_if_missing(name, fd)
-                deeper = os.open(name, _FOLDER, dir_fd=fd)
+                deeper = _deeper(name, fd, make)
             except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
@@ -344,14 +342,19 @@ class Returned:
     def _complete(self, file: _File, fd: int, folder: int, mode: int, mtime: int) -> None:
         """Give the file its attributes and its name."""
         entry = file.entry
-        os.ftruncate(fd, file.position if entry.kind == "follow" else entry.size)
+        if entry.kind == "file" and file.position != entry.size:
+            os.ftruncate(fd, entry.size)  # it ends in a hole
         os.fchmod(fd, mode & _MODE)
         os.utime(fd, ns=(mtime, mtime))
         if entry.kind == "follow":
             return
         if not file.hidden:
-            file.hidden = _hidden_name()
             own = f"/proc/self/fd/{fd}"
+            try:
+                os.link(own, entry.parts[-1], dst_dir_fd=folder, follow_symlinks=True)
+                return
+            except FileExistsError:
+                file.hidden = _hidden_name()
             os.link(own, file.hidden, dst_dir_fd=folder, follow_symlinks=True)
         _rename(file.hidden, entry.parts[-1], folder)
         file.hidden = b""
@@ -368,11 +371,14 @@ def _hidden_name() -> bytes:
     return b".apppot-" + os.urandom(8).hex().encode()
 
 
-def _make_if_missing(name: bytes, folder: int) -> None:
+def _deeper(name: bytes, folder: int, make: bool) -> int:
     try:
-        os.mkdir(name, 0o777, dir_fd=folder)
-    except FileExistsError:
-        pass
+        return os.open(name, _FOLDER, dir_fd=folder)
+    except FileNotFoundError:
+        if not make:
+            raise
+    os.mkdir(name, 0o777, dir_fd=folder)
+    return os.open(name, _FOLDER, dir_fd=folder)
 
 
 def _rename(source: bytes, name: bytes, folder: int) -> None:

@@ -26,6 +26,8 @@ _ROOT = PLACE.encode() + b"/"
 
 _PIECE = 1 << 20
 _ZEROS = bytes(_PIECE)
+# What a member of the archive counts besides its bytes.
+_MEMBER = 16 << 10
 _FILE, _HARD_LINK, _LINK, _DIRECTORY, _RECORDS = b"0", b"1", b"2", b"5", b"x"
 _NO_SPACE = 28
 # Memory that no copy takes: without it nothing could run.
@@ -84,7 +86,7 @@ def unpack(device: str, job: Job, beat: Callable[[], object]) -> None:
         archive = _Archive(drive, job, beat)
         try:
             while archive.member():
-                beat()
+                pass
         except OSError as error:
             if error.errno != _NO_SPACE:
                 raise
@@ -100,6 +102,7 @@ class _Archive:
 
     def __init__(self, drive: BinaryIO, job: Job, beat: Callable[[], object]) -> None:
         self._drive, self._beat = drive, beat
+        self._unheard = 0  # bytes of work since the last beat
         self._owner = job.uid, job.gid
         self._folders: list[tuple[bytes, int, int]] = []
         # A disk says by itself when it is full; memory that is full would end the guest.
@@ -113,6 +116,7 @@ class _Archive:
             header = self._exactly(BLOCK)
         if not any(header):
             return False
+        self._worked(_MEMBER)
         kind, size = header[156:157], int(records.get(b"size", _number(header, 124, 12)))
         name = records.get(b"path") or header[:100].rstrip(b"\0")
         if not name.startswith(JOB_FILES):
@@ -155,19 +159,26 @@ class _Archive:
             while left:
                 piece = self._exactly(min(left, _PIECE))
                 left -= len(piece)
-                if piece == _ZEROS[: len(piece)]:
+                if size > _PIECE and piece == _ZEROS[: len(piece)]:
                     os.lseek(fd, len(piece), os.SEEK_CUR)
                 else:
                     self._take_room(len(piece))
                     _write(fd, piece)
-                    self._beat()
-                # What is read once need not stay in memory.
-                drive = self._drive
-                os.posix_fadvise(drive.fileno(), 0, drive.tell(), os.POSIX_FADV_DONTNEED)
-            os.ftruncate(fd, size)
+                    self._worked(len(piece))
+            if size > _PIECE:  # it may end in a hole
+                os.ftruncate(fd, size)
         finally:
             os.close(fd)
         self._exactly(-size % BLOCK)
+
+    def _worked(self, count: int) -> None:
+        self._unheard += count
+        if self._unheard >= _PIECE:
+            self._unheard = 0
+            self._beat()
+            # What is read once need not stay in memory.
+            drive = self._drive
+            os.posix_fadvise(drive.fileno(), 0, drive.tell(), os.POSIX_FADV_DONTNEED)
 
     def _take_room(self, size: int) -> None:
         if self._room is not None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Frame = tuple[int, bytes]
 
 _PIECE = 60 << 10
+_SMALL = 16 << 10
 _BACKLOG_BYTES = 128 << 10
 # Of a report, which is one frame.
 _MOST_TOLD, _TOLD_BYTES = 20, 500
@@ -103,13 +104,16 @@ class Files:
             if self._work is None:
                 self._work = self._next_work()
             frame = next(self._work, None)
-            if frame is not None:
-                kind, payload = frame
-                self.credit -= len(payload)
-                channel.send(kind, frames.FILES, payload)
-                continue
-            self._work = None
-            self.done = self._last
+            if frame is None:
+                self._work = None
+                self.done = self._last
+                break
+            kind, payload = frame
+            self.credit -= len(payload)
+            channel.queue(kind, frames.FILES, payload)
+            if channel.backlog() > _PIECE:
+                channel.flush()
+        channel.flush()
 
     def _next_work(self) -> Iterator[Frame]:
         self._changed, self._last = False, self._leaving
@@ -395,6 +399,9 @@ def _digest(fd: int) -> tuple[Any, int]:
 def _pieces(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of all of a file of `size` bytes that is no hole."""
     at = 0
+    if 0 < size <= _SMALL:  # has no hole that would be worth two more calls
+        yield at, _exactly(fd, size)
+        return
     while at < size:
         try:
             at = os.lseek(fd, at, os.SEEK_DATA)
@@ -409,6 +416,13 @@ def _pieces(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
                 raise OSError("it became shorter while it was read")
             yield at, data
             at += len(data)
+
+
+def _exactly(fd: int, size: int) -> bytes:
+    data = os.pread(fd, size, 0)
+    if len(data) < size:
+        raise OSError("it became shorter while it was read")
+    return data
 
 
 def _mark(path: bytes, found: os.stat_result) -> int:

@@ -68,7 +68,7 @@ class Channel:
 
     def send(self, kind: int, stream: int = frames.CONTROL, payload: bytes = b"") -> None:
         """Queue a frame and pass on what the channel takes at once."""
-        self._out += frames.encode(kind, stream, payload)
+        self.queue(kind, stream, payload)
         self.flush()
 
     def greet(self, payload: bytes) -> None:
@@ -76,6 +76,10 @@ class Channel:
         os.set_blocking(self.fd, True)
         self.send(frames.HELLO, payload=payload)
         os.set_blocking(self.fd, False)
+
+    def queue(self, kind: int, stream: int, payload: bytes) -> None:
+        """Have a frame go out with the next flush: many small ones are one write."""
+        self._out += frames.encode(kind, stream, payload)
 
     def backlog(self) -> int:
         """Bytes that the channel has not taken yet."""
