@@ -17,8 +17,6 @@ from apppot.host.errors import ImageError, UsageError
 if TYPE_CHECKING:
     import argparse
 
-    from apppot.host.images.store import Record
-
 PROGRAM = "apppot-start"
 DEFAULT_IMAGE = "apppot.img"
 USAGE = f"""\
@@ -146,7 +144,7 @@ def dispatch(words: Sequence[str]) -> int:
         return 0
     image = options.image or os.environ.get("APPPOT_IMAGE") or DEFAULT_IMAGE
     pair = split_pair(image)
-    changes = [_changes(path) for path in options.changes]
+    changes = options.changes
     if pair is None:
         if os.path.isfile(image) and os.access(image, os.W_OK) and _is_disk(image):
             _notice(f"{image} is not written to: only the job directory is kept ({_KEEP})")
@@ -216,54 +214,6 @@ def _arguments(options: Options) -> argparse.Namespace:
     args.memory, args.kernel = options.memory, options.kernel
     args.extra, args.run_scripts = tuple(options.extra), True
     return args
-
-
-# -- changes -----------------------------------------------------------------------------------
-
-
-def _changes(path: str) -> str:
-    """An image file that shows the changes in `path`: itself, or a tar converted once."""
-    from apppot.host.images.probe import ImageFormat, probe
-
-    if probe(path).format is not ImageFormat.TAR:
-        return path
-    from apppot.host.images import incremental
-
-    lossy = incremental.is_incremental(path)
-    if lossy:
-        _notice(f"{path}: new and changed files only; the removals in it are not read yet")
-    return _converted(path, lossy)
-
-
-def _converted(path: str, lossy: bool) -> str:
-    """The image made of the tar at `path`, from the store when this state of it was there."""
-    import hashlib
-
-    from apppot.host.images import store
-
-    stat = os.stat(path)
-    inputs = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino, "changes 1")
-    key = hashlib.sha256(repr(inputs).encode()).hexdigest()
-    record = store.find_build(key)
-    if record is None:
-        record = _import_plain(path) if lossy else _import(path, path)
-        store.remember_build(key, record.digest)
-    return store.blob_path(store.user_store(), record)
-
-
-def _import_plain(path: str) -> Record:
-    from apppot.host.images import incremental, store
-
-    with store.workspace() as folder:
-        plain = os.path.join(folder, "plain.tar")
-        incremental.write_plain(path, plain)
-        return _import(plain, path)
-
-
-def _import(path: str, origin: str) -> Record:
-    from apppot.host.images import importer
-
-    return importer.import_file(path, f"changes-{importer.default_name(origin)}"[:100], force=True)
 
 
 def main() -> NoReturn:

@@ -152,6 +152,9 @@ def generate(job: Job, points: list[str]) -> None:
     for layer in job.layers:
         for path in layer.hidden:
             writer.hide(path)
+    # Before all files: each has the same inode number in every guest, by which `apppot-snap`
+    # knows a directory again.
+    _directories(writer, job)
     _accounts(writer, job)
     _host_name(writer, job)
     if job.network is not None:
@@ -159,7 +162,6 @@ def generate(job: Job, points: list[str]) -> None:
     if job.localtime is not None:
         writer.write("etc/localtime", job.localtime)
     _sudo(writer, any(layer.fstype in shares.KINDS for layer in job.layers))
-    _directories(writer, job)
 
 
 def _accounts(writer: Writer, job: Job) -> None:
@@ -195,6 +197,7 @@ def _sudo(writer: Writer, hosts_own: bool) -> None:
 def _directories(writer: Writer, job: Job) -> None:
     owner = (job.uid, job.gid) if job.uid else (1000, 1000)
     home = HOME.lstrip("/")
+    writer.directory("etc/sudoers.d")
     writer.directory(home, 0o755, owner)
     if job.has_job_dir():
         writer.directory(JOB_DIR.lstrip("/"), 0o755, owner)

@@ -7,6 +7,8 @@ layers are mounted below the work directory:
     changes.py list LAYER         what is in a layer, as JSON lines on stdout
     changes.py join OUTPUT N M…   several layers of changes as one, the last on top
     changes.py commit OUTPUT      base and changes as a new base
+    changes.py convert OUTPUT ARCHIVE [plain]
+                                  a tar, GNU tar's incremental ones too, as a changes file
 
 Written as EROFS: it keeps nanoseconds, access control lists, extended attributes, hard links and
 device nodes, whiteouts among them, and is mounted as it is.  Off the boot path: imports freely.
@@ -15,6 +17,7 @@ device nodes, whiteouts among them, and is mounted as it is.  Off the boot path:
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -57,8 +60,7 @@ def make_image(tree: str, output: str) -> None:
 def save(output: str) -> None:
     """Write the writable layer without what the agent generated."""
     strip_generated(UPPER, layers())
-    for path in walk(UPPER):
-        _strip_private(path)
+    strip_private(UPPER)
     make_image(UPPER, output)
 
 
@@ -96,10 +98,12 @@ def walk(tree: str) -> Iterator[str]:
             yield from walk(entry.path)
 
 
-def _strip_private(path: str) -> None:
-    for name in os.listxattr(path, follow_symlinks=False):
-        if name in _PRIVATE:
-            os.removexattr(path, name, follow_symlinks=False)
+def strip_private(tree: str) -> None:
+    """Take out what overlayfs noted for itself in the layer `tree`."""
+    for path in walk(tree):
+        for name in os.listxattr(path, follow_symlinks=False):
+            if name in _PRIVATE:
+                os.removexattr(path, name, follow_symlinks=False)
 
 
 # -- list ------------------------------------------------------------------------------------
@@ -178,8 +182,13 @@ def join(output: str, trees: list[str]) -> None:
     target = f"{POINT}/joined"
     os.mkdir(target)
     for tree in trees:
-        _Overlay(tree, target).apply()
+        apply(tree, target)
     make_image(target, output)
+
+
+def apply(source: str, target: str) -> None:
+    """Put the tree `source` over the tree `target`, by the rules of overlayfs."""
+    _Overlay(source, target).apply()
 
 
 class _Overlay:
@@ -265,11 +274,21 @@ def _copy_bytes(source: int, target: int, count: int) -> None:
         count -= done
 
 
+def xattrs(path: str) -> list[str]:
+    """Names of the extended attributes; none where a base has no room for any."""
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return []
+
+
 def copy_attributes(source: str, target: str) -> None:
     """Owner, mode, extended attributes (capabilities and access lists among them) and times."""
     found = os.lstat(source)
     os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
-    for name in os.listxattr(source, follow_symlinks=False):
+    for name in xattrs(source):
         if name not in _PRIVATE:
             value = os.getxattr(source, name, follow_symlinks=False)
             os.setxattr(target, name, value, follow_symlinks=False)
@@ -291,12 +310,20 @@ def commit(output: str) -> None:
     make_image(place, output)
 
 
+def convert(output: str, archive: str, *words: str) -> None:
+    """Write the tar `archive` as changes; with the word `plain`, none with lists of removals."""
+    from apppot.guest.merge import extract
+
+    extract.convert(archive, output, layers(), lists="plain" not in words)
+
+
 _ACTIONS: dict[str, Callable[[list[str]], None]] = {
     "save": lambda rest: save(f"{_JOB_ROOT}/{rest[0]}"),
     "list": lambda rest: print_list(layers()[int(rest[0])]),
     "verify": lambda rest: verify(layers()[int(rest[0])]),
     "join": lambda rest: join(f"{_JOB_ROOT}/{rest[0]}", [layers()[int(n)] for n in rest[1:]]),
     "commit": lambda rest: commit(f"{_JOB_ROOT}/{rest[0]}"),
+    "convert": lambda rest: convert(f"{_JOB_ROOT}/{rest[0]}", f"{WORK}/root{rest[1]}", *rest[2:]),
 }
 
 

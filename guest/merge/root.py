@@ -253,6 +253,8 @@ def merge(points: list[str], scratch: str) -> None:
     if os.path.isdir(SUPPLY):
         lower.append(SUPPLY)
     options = f"lowerdir={':'.join(lower)},upperdir={scratch}/upper,workdir={scratch}/work"
+    # Directories keep their inode numbers from one guest to the next.
+    options += ",xino=on"
     os.mkdir(ROOT)
     syscalls.mount("apppot", ROOT, "overlay", syscalls.MS_NOATIME, options)
 

@@ -338,7 +338,7 @@ def _request(args: argparse.Namespace, tty: bool, caller: Caller) -> Request:
     return Request(
         image=image,
         argv=argv,
-        changes=tuple(_changes(path, image) for path in args.changes),
+        changes=_changes(args.changes, image),
         binds=tuple(parse_bind(text) for text in args.bind),
         env=environment(args),
         workdir=args.workdir,
@@ -376,7 +376,25 @@ def find_image(reference: str) -> Image | None:
     return None if reference == HOST_IMAGE else store.resolve(reference)
 
 
-def _changes(path: str, image: Image | None) -> Image:
+def _changes(paths: list[str], image: Image | None) -> tuple[Image, ...]:
+    """The changes files at `paths`, lowest first, checked to belong to `image`.
+
+    A tar is converted, once for each image.
+    """
+    from apppot.host.images.probe import ImageFormat, probe
+
+    found: list[Image] = []
+    for path in paths:
+        if probe(path).format is ImageFormat.TAR:
+            from apppot.host.images import tarchanges
+
+            found.append(tarchanges.convert(path, image, found))
+        else:
+            found.append(_changes_file(path, image))
+    return tuple(found)
+
+
+def _changes_file(path: str, image: Image | None) -> Image:
     """The changes file at `path`, checked to belong to `image`."""
     from apppot.host.images import changes, store
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from apppot.host import process
 from apppot.host.errors import ImageError
@@ -21,16 +22,22 @@ _PROGRAM = (
 _HOURS = 12 * 3600.0
 
 
-def run(words: Sequence[str], options: Sequence[str], image: str, folder: str | None) -> bytes:
+def run(
+    words: Sequence[str],
+    options: Sequence[str],
+    image: str,
+    folder: str | None,
+    cwd: str | None = None,
+) -> bytes:
     """Have the guest's layer program do `words` on `image`; what it printed.
 
-    `options` are further ones of `apppot run`; `folder` is where it writes.  Raises ImageError
-    with what it said when it failed.
+    `options` are further ones of `apppot run`, relative to `cwd`; `folder` is where it writes.
+    Raises ImageError with what it said when it failed.
     """
     argv = [sys.executable, "-c", _LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
     argv += ["-u", "root", "--job-dir", folder or "none", *options, image]
     argv += ["/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words]
-    done = process.run(argv, check=False, timeout=_HOURS)
+    done = process.run(argv, check=False, timeout=_HOURS, cwd=Path(cwd) if cwd else None)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()
         raise ImageError(said.removeprefix("apppot: ") or f"{words[0]} failed in the guest")

@@ -174,14 +174,15 @@ def parse(text: str, path: str) -> Recipe:
 def agent_files() -> tuple[RecipeFile, ...]:
     """The agent for an image that boots without a pot, run by the image's own Python."""
     from apppot.host.pot.recipes import load_runtime
-    from apppot.host.pot.runtime import BUNDLER, INIT, read_agent
+    from apppot.host.pot.runtime import BUNDLER, INIT, SNAP, read_agent
 
     texts = read_agent(load_runtime())
     del texts[BUNDLER]
     _, _, script = texts.pop(INIT).partition("\n")
     init = RecipeFile(f"/{INIT}", f"{AGENT_SHEBANG}\n{script}".encode(), 0o755)
+    snap = RecipeFile("/usr/bin/apppot-snap", texts.pop(SNAP).encode(), 0o755)
     modules = [RecipeFile(f"/{path}", text.encode(), 0o644) for path, text in texts.items()]
-    return (init, *modules)
+    return (init, snap, *modules)
 
 
 def _flag(reader: _Reader, table: Mapping[str, Any], key: str) -> bool:

@@ -408,7 +408,7 @@ def add(file: str, record: Record, digest: str | None = None, *, move: bool = Tr
         record,
         digest=digest,
         size=os.stat(file).st_size,
-        created=record.created or _now(),
+        created=record.created or now(),
     )
     with locked(store):
         if not move:
@@ -529,7 +529,8 @@ def file_digest(path: str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _now() -> str:
+def now() -> str:
+    """This moment as ISO 8601 in UTC."""
     import time
 
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -21,6 +21,7 @@ from apppot.host.process import run
 from apppot.host.progress import Progress
 
 SUDO = "usr/share/apppot/supply/usr/bin/sudo"
+SNAP = "usr/share/apppot/supply/usr/bin/apppot-snap"
 INIT = "usr/sbin/apppot-init"
 LIBRARY = "usr/lib/apppot"
 AGENT = f"{LIBRARY}/apppot/guest"
@@ -76,6 +77,7 @@ def read_agent(recipe: RuntimeRecipe) -> dict[str, str]:
     root = Path(next(iter(apppot.guest.__path__)))
     sources = sorted(path.relative_to(root) for path in root.rglob("*.py"))
     own = {INIT: recipe.init.read_text(), BUNDLER: recipe.bundler.read_text()}
+    own[SNAP] = (root / "merge" / "apppot-snap").read_text()
     return own | {f"{AGENT}/{path}": (root / path).read_text() for path in sources}
 
 
@@ -253,7 +255,8 @@ def _image(recipe: RuntimeRecipe, tree: Path, agent: dict[str, str], work: Path)
     for name, text in agent.items():
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         (staged / name).write_text(text)
-    (staged / INIT).chmod(0o755)
+    for program in (INIT, SNAP):
+        (staged / program).chmod(0o755)
     _compile(recipe, tree, staged)
     _bundle(recipe, tree, staged)
     target = work / "runtime.ext4"

@@ -1,16 +1,13 @@
-"""The original's command line, its COW files and its incremental tars, without a machine."""
+"""The original's command line and its COW files, without a machine."""
 
 from __future__ import annotations
 
-import io
 import os
-import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
 from apppot.host.errors import ImageError, UsageError
-from apppot.host.images import cow, incremental
+from apppot.host.images import cow
 from apppot.host.images.probe import ImageFormat, probe
 from apppot.host.original import parse, split_pair
 from hypothesis import given
@@ -104,53 +101,3 @@ def test_a_cow_file_of_another_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError):
         cow.prepare(str(other), str(image))
     assert other.read_bytes() == b"hsqs" + bytes(4096)
-
-
-# -- incremental tars --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("option", ["", "-z", "-j", "-J"])
-@pytest.mark.tools
-def test_an_incremental_tar_becomes_a_plain_one(option: str, tmp_path: Path) -> None:
-    tree, archive, plain = tmp_path / "tree", tmp_path / "a", tmp_path / "plain"
-    (tree / "dir").mkdir(parents=True)
-    files = {"f": b"", "dir/g": os.urandom(1000), "dir/" + "n" * 150: b"long"}
-    for name, data in files.items():
-        (tree / name).write_bytes(data)
-    (tree / "link").symlink_to("f")
-    words = ["tar", "-C", str(tree), "-g", str(tmp_path / "state"), "-cf", str(archive)]
-    subprocess.run([*words, *option.split(), "."], check=True)
-    assert incremental.is_incremental(str(archive))
-    incremental.write_plain(str(archive), str(plain))
-    with tarfile.open(plain) as tar:
-        got = {m.name.removeprefix("./"): tar.extractfile(m) for m in tar if m.isreg()}
-        assert {name: file.read() for name, file in got.items() if file is not None} == files
-        assert tar.getmember("./dir").isdir()
-        assert tar.getmember("./link").linkname == "f"
-
-
-def test_a_plain_tar_is_not_incremental(tmp_path: Path) -> None:
-    path = tmp_path / "plain.tar"
-    with tarfile.open(path, "w") as tar:
-        tar.addfile(tarfile.TarInfo("x"), io.BytesIO())
-    assert not incremental.is_incremental(str(path))
-    assert not incremental.is_incremental(os.devnull)
-
-
-def test_a_cut_incremental_tar_is_an_error(tmp_path: Path) -> None:
-    header = bytearray(512)
-    header[:2], header[124:136], header[156:157] = b"./", b"00000010000\0", b"D"
-    header[257:265] = b"ustar  \0"
-    path = tmp_path / "cut"
-    path.write_bytes(bytes(header) + b"Yx\0")
-    assert incremental.is_incremental(str(path))
-    with pytest.raises(ImageError, match="middle"):
-        incremental.write_plain(str(path), str(tmp_path / "out"))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [(b"0000644\0", 0o644), (b"       \0", 0), (b"\x80" + bytes(6) + b"\x05", 5)],
-)
-def test_numbers_are_octal_or_binary(field: bytes, value: int) -> None:
-    assert incremental.number(field) == value
