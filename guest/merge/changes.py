@@ -6,7 +6,8 @@ layers are mounted below the work directory:
     changes.py save OUTPUT        the writable layer as a changes file
     changes.py list LAYER         what is in a layer, as JSON lines on stdout
     changes.py join OUTPUT N M…   several layers of changes as one, the last on top
-    changes.py commit OUTPUT      base and changes as a new base
+    changes.py commit OUTPUT [session]
+                                  base and changes, with the writable layer, as a new base
 
 Written as EROFS: it keeps nanoseconds, access control lists, extended attributes, hard links and
 device nodes, whiteouts among them, and is mounted as it is.  Off the boot path: imports freely.
@@ -30,6 +31,12 @@ from apppot.guest.merge.scratch import POINT, REFRESHED, UPPER, rewrite
 OPAQUE = "trusted.overlay.opaque"
 # What overlayfs notes for itself; it speaks of this machine's own layers.
 _PRIVATE = ("trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.nlink")
+_MKFS_ENV = {
+    # The file system's own date, which no file may be younger than.  -1 would mean "now".
+    "SOURCE_DATE_EPOCH": str((1 << 64) - 2),
+    # It fails where a layer knows no extended attributes.
+    "LD_PRELOAD": "/usr/lib/llistxattr.so",
+}
 _JOB_ROOT = WORK + "/root/home/user/job"
 
 
@@ -40,11 +47,11 @@ def layers() -> list[str]:
 
 
 def make_image(tree: str, output: str) -> None:
-    """Write `tree` as an EROFS image."""
+    """Write `tree` as an EROFS image: the same bytes for the same tree."""
     uuid = "00000000-0000-4000-8000-617070706f74"
     options = ["--quiet", "-zlz4", "--preserve-mtime", "-x1", f"-U{uuid}"]
     try:
-        tools.run("/usr/bin/mkfs.erofs", *options, output, tree)
+        tools.run("/usr/bin/mkfs.erofs", *options, output, tree, **_MKFS_ENV)
     except OSError:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(output)
@@ -278,14 +285,20 @@ def copy_attributes(source: str, target: str) -> None:
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
 
 
-def commit(output: str) -> None:
-    """Write base and changes as one image, without what the agent adds."""
+def commit(output: str, session: bool) -> None:
+    """Write base and changes as one image, without what the agent adds.
+
+    With `session`, what lies in the writable layer as well.
+    """
     place = f"{WORK}/committed"
     os.mkdir(place)
     points = layers()
+    if session:
+        strip_generated(UPPER, points)
+        points.append(UPPER)
     if len(points) == 1:
         raise OSError("there are no changes to commit")
-    # Neither the generated layer nor the writable one: only what images hold.
+    # Without the generated layer: only what images hold.
     lower = ":".join(reversed(points))
     syscalls.mount("apppot", place, "overlay", syscalls.MS_RDONLY, f"lowerdir={lower}")
     make_image(place, output)
@@ -296,7 +309,7 @@ _ACTIONS: dict[str, Callable[[list[str]], None]] = {
     "list": lambda rest: print_list(layers()[int(rest[0])]),
     "verify": lambda rest: verify(layers()[int(rest[0])]),
     "join": lambda rest: join(f"{_JOB_ROOT}/{rest[0]}", [layers()[int(n)] for n in rest[1:]]),
-    "commit": lambda rest: commit(f"{_JOB_ROOT}/{rest[0]}"),
+    "commit": lambda rest: commit(f"{_JOB_ROOT}/{rest[0]}", rest[1:] == ["session"]),
 }
 
 

@@ -47,8 +47,9 @@ def _save(args: argparse.Namespace) -> int:
     output = args.output or f"{session.name}.changes"
     base, *over = session.base.split("+")
     options = ["--session", session.name, *_stack(session)]
+    image = sessions.image_of(session)
     with inguest.result(output) as work:
-        inguest.run(["save", os.path.basename(work)], options, session.image, os.path.dirname(work))
+        inguest.run(["save", os.path.basename(work)], options, image, os.path.dirname(work))
         record = changes.Changes(base, session.image, _now(), tuple(over))
         changes.seal(work, record)
     sys.stderr.write(f"{output}: {os.path.getsize(output) >> 10} KB, changes to {session.image}\n")

@@ -59,6 +59,7 @@ class RuntimeRecipe:
     imports: tuple[str, ...]
     image: ImageSpec
     sudo: Path
+    llistxattr: Path
     init: Path
     bundler: Path
     digest: str
@@ -101,6 +102,10 @@ def load_kernel(folder: Path | None = None) -> KernelRecipe:
         raise BuildError(f"the recipe {folder}/recipe.toml lacks {error}") from error
 
 
+# What the tree is made from; the agent has a digest of its own.
+_RUNTIME_FILES = ("recipe.toml", "sudo.c", "llistxattr.c")
+
+
 def load_runtime(folder: Path | None = None) -> RuntimeRecipe:
     """Read the runtime's recipe; raises BuildError where it is missing or wrong."""
     folder = folder or recipes("runtime")
@@ -122,9 +127,10 @@ def load_runtime(folder: Path | None = None) -> RuntimeRecipe:
             imports=tuple(tree["imports"]),
             image=ImageSpec(image["uuid"], image["label"], image["time"], {}, devices),
             sudo=folder / "sudo.c",
+            llistxattr=folder / "llistxattr.c",
             init=folder / "apppot-init",
             bundler=folder / "bundle.py",
-            digest=digest_files([folder / "recipe.toml", folder / "sudo.c"]),
+            digest=digest_files([folder / name for name in _RUNTIME_FILES]),
         )
     except KeyError as error:
         raise BuildError(f"the recipe {folder}/recipe.toml lacks {error}") from error
