@@ -37,6 +37,8 @@ _MKFS_ENV = {
     # It fails where a layer knows no extended attributes.
     "LD_PRELOAD": "/usr/lib/llistxattr.so",
 }
+_BEST_COMPRESSION = 1024  # four times what LZ4 reaches with zeros
+_LONGEST_NAME = 254  # one less than file systems allow
 _JOB_ROOT = WORK + "/root/home/user/job"
 
 
@@ -48,6 +50,7 @@ def layers() -> list[str]:
 
 def make_image(tree: str, output: str) -> None:
     """Write `tree` as an EROFS image: the same bytes for the same tree."""
+    check_names(os.fsencode(tree))
     uuid = "00000000-0000-4000-8000-617070706f74"
     options = ["--quiet", "-zlz4", "--preserve-mtime", "-x1", f"-U{uuid}"]
     try:
@@ -56,6 +59,16 @@ def make_image(tree: str, output: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(output)
         raise
+
+
+def check_names(tree: bytes) -> None:
+    """Raise OSError where a name is too long for mkfs.erofs 1.5, which would cut it silently."""
+    for folder, folders, files in os.walk(tree):
+        for name in folders + files:
+            if len(name) > _LONGEST_NAME:
+                place = os.path.relpath(os.path.join(folder, name), tree)
+                text = place.decode(errors="replace")
+                raise OSError(f"a name has more than {_LONGEST_NAME} bytes: {text!r}")
 
 
 # -- save ------------------------------------------------------------------------------------
@@ -166,10 +179,18 @@ def print_list(tree: str) -> None:
 
 
 def verify(tree: str) -> None:
-    """Read everything in `tree`.  Raises OSError at the first thing that cannot be read."""
+    """Read everything in `tree`.  Raises OSError at the first thing that cannot be read.
+
+    More than any compression could hold is an error too, and not read for days.
+    """
+    volume = os.statvfs(tree)
+    left = _BEST_COMPRESSION * volume.f_blocks * volume.f_frsize
     for path in walk(tree):
         found = os.lstat(path)
         if stat.S_ISREG(found.st_mode):
+            left -= found.st_size
+            if left < 0:
+                raise OSError(f"{os.path.relpath(path, tree)!r} cannot be as large as it says")
             with open(path, "rb", buffering=0) as file:
                 while file.read(1 << 20):
                     pass
@@ -185,11 +206,11 @@ def join(output: str, trees: list[str]) -> None:
     target = f"{POINT}/joined"
     os.mkdir(target)
     for tree in trees:
-        _Overlay(tree, target).apply()
+        Overlay(tree, target).apply()
     make_image(target, output)
 
 
-class _Overlay:
+class Overlay:
     """Applies one tree of changes over another, by the rules of overlayfs."""
 
     def __init__(self, source: str, target: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apppot.host.errors import ImageError, UsageError
@@ -78,6 +79,7 @@ def record_of(path: str) -> Changes:
 def _inspect(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from apppot.host.images.pack import printable
     from apppot.host.images.store import file_digest
 
     record = record_of(args.file)
@@ -86,15 +88,22 @@ def _inspect(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(value) + "\n")
         return 0
     for name, item in value.items():
-        sys.stdout.write(f"{name:8} {', '.join(item) if isinstance(item, tuple) else item}\n")
+        text = ", ".join(item) if isinstance(item, tuple) else f"{item}"
+        sys.stdout.write(f"{name:8} {printable(text)}\n")
     return 0
 
 
-def _entries(path: str) -> list[dict[str, Any]]:
+def _entries(path: str) -> Iterator[dict[str, Any]]:
+    """What is in a layer, an entry at a time: there may be millions."""
+    import tempfile
+
     from apppot.host.images import inguest
 
-    lines = inguest.run(["list", "0"], [], os.path.abspath(path), None).splitlines()
-    return [json.loads(line) for line in lines]
+    with tempfile.TemporaryFile() as told:
+        inguest.run(["list", "0"], [], os.path.abspath(path), None, told.fileno())
+        told.seek(0)
+        for line in told:
+            yield json.loads(line)
 
 
 _LETTERS = {"deleted": "D", "directory": "d", "replaced directory": "R", "file": "f", "link": "l"}

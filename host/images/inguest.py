@@ -21,8 +21,14 @@ _PROGRAM = (
 _HOURS = 12 * 3600.0
 
 
-def run(words: Sequence[str], options: Sequence[str], image: str, folder: str | None) -> bytes:
-    """Have the guest's layer program do `words` on `image`; what it printed.
+def run(
+    words: Sequence[str],
+    options: Sequence[str],
+    image: str,
+    folder: str | None,
+    stdout: int | None = None,
+) -> None:
+    """Have the guest's layer program do `words` on `image`; it prints into `stdout`.
 
     `options` are further ones of `apppot run`; `folder` is where it writes.  Raises ImageError
     with what it said when it failed.
@@ -30,11 +36,11 @@ def run(words: Sequence[str], options: Sequence[str], image: str, folder: str | 
     argv = [sys.executable, "-c", _LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
     argv += ["-u", "root", "--job-dir", folder or "none", *options, image]
     argv += ["/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words]
-    done = process.run(argv, check=False, timeout=_HOURS)
+    where = {} if stdout is None else {"stdout": stdout}
+    done = process.run(argv, check=False, timeout=_HOURS, **where)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()
         raise ImageError(said.removeprefix("apppot: ") or f"{words[0]} failed in the guest")
-    return done.stdout
 
 
 @contextmanager

@@ -64,7 +64,7 @@ QUIET = ("--network", "none")
 
 def tool(apppot: Launcher, command: str, *words: str) -> Result:
     """A subcommand that is not `run`."""
-    return apppot.start(*words, command=command).finish(timeout=120)
+    return apppot.start(*words, command=command).finish(timeout=300)
 
 
 def apart(who: Who, home: Path) -> Who:
