@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 
-def run(path: str, *arguments: str) -> None:
-    """Run a tool to its end, stdin and stdout being /dev/null.
+def run(path: str, *arguments: str, **env: str) -> None:
+    """Run a tool to its end, stdin and stdout being /dev/null, with `env` and PATH set.
 
     Raises OSError with the last of what it said on stderr when it fails.
     """
@@ -17,7 +17,7 @@ def run(path: str, *arguments: str) -> None:
     pid = os.posix_spawn(
         path,
         [name, *arguments],
-        {"PATH": "/usr/sbin:/usr/bin"},
+        {"PATH": "/usr/sbin:/usr/bin", **env},
         file_actions=[(os.POSIX_SPAWN_DUP2, *move) for move in moves],
     )
     os.close(write)

@@ -28,6 +28,8 @@ a shell.  This directory is /home/user/job in the guest.
 
   --apppot, --image IMG     image: a file, a name of `apppot image list`, or `host`
                             (default: $APPPOT_IMAGE, then {DEFAULT_IMAGE})
+                    What is written is kept in a session of the image's name, without
+                    --changes; IMG stays as it is.  `apppot session rm NAME` begins afresh.
                     COW:IMG write to the file COW, made where it is missing; IMG stays as it is
   --changes, --merge FILE   changes over the image: squashfs, EROFS, or a tar
   --mem SIZE                guest memory; a plain number is megabytes ($APPPOT_MEM; 512M)
@@ -57,7 +59,6 @@ _WITH_VALUE = {
     "--extra": "extra",
     "-X": "extra",
 }
-_KEEP = "COW:IMG keeps changes; sessions come with a later version"
 _ALONE = ("--slirp", "--help", "-h", "--version", "-V")
 
 
@@ -145,24 +146,44 @@ def dispatch(words: Sequence[str]) -> int:
     image = options.image or os.environ.get("APPPOT_IMAGE") or DEFAULT_IMAGE
     pair = split_pair(image)
     changes = options.changes
-    if pair is None:
-        if os.path.isfile(image) and os.access(image, os.W_OK) and _is_disk(image):
-            _notice(f"{image} is not written to: only the job directory is kept ({_KEEP})")
-        return _run(options, image, changes, None)
     if changes:
-        _notice(f"with --changes, {pair[0]} is not written to: other changes of this run are lost")
-        return _run(options, _readable(pair), changes, None)
+        written = pair[0] if pair else image if _session(image) else None
+        if written is not None:
+            _notice(f"with --changes, {written} is not written to: other changes are lost")
+        return _run(options, _readable(pair) if pair else image, changes, None)
+    if pair is None:
+        return _run_in_session(options, image)
     return _run_pair(options, pair)
+
+
+def _session(image: str) -> str | None:
+    from apppot.host import automatic
+
+    return automatic.session_for(image)
+
+
+def _run_in_session(options: Options, image: str) -> int:
+    """Run with the session that belongs to `image`, where it has one."""
+    from apppot.host import automatic, sessions
+
+    name = _session(image)
+    if name is not None and not automatic.can_keep():
+        _notice(f"nothing is kept of what is written over {image}: no room for {sessions.home()}")
+        name = None
+    if name is None:
+        return _run(options, image, [], None)
+    afresh = f"`apppot session rm {name}`"
+    if sessions.find(name) is None:
+        _notice(f"what is written over {image} is kept as session {name}; {afresh} begins afresh")
+    try:
+        return _run(options, image, [], None, name)
+    except sessions.SessionError as error:
+        hint = f"COW:IMG gives each start a file of its own; {afresh} begins afresh"
+        raise sessions.SessionError(error.cause, hint) from error
 
 
 def _notice(text: str) -> None:
     sys.stderr.write(f"{PROGRAM}: {text}\n")
-
-
-def _is_disk(image: str) -> bool:
-    from apppot.host.images.probe import ImageFormat, probe
-
-    return probe(image).format in (ImageFormat.EXT4, ImageFormat.RAW)
 
 
 def _readable(pair: tuple[str, str]) -> str:
@@ -194,12 +215,16 @@ def _run_pair(options: Options, pair: tuple[str, str]) -> int:
 
 
 def _run(
-    options: Options, image: str | None, changes: list[str], pair: tuple[str, str, int] | None
+    options: Options,
+    image: str | None,
+    changes: list[str],
+    pair: tuple[str, str, int] | None,
+    session: str | None = None,
 ) -> int:
     from apppot.host.commands import run
 
     args = _arguments(options)
-    args.image, args.changes, args.cow = image, changes, pair
+    args.image, args.changes, args.cow, args.session = image, changes, pair, session
     return run.main(args)
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from apppot.host.errors import ApppotError
 
+PIPE = subprocess.PIPE
+
 
 @dataclass(frozen=True)
 class Completed:
@@ -52,7 +54,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes | int = subprocess.DEVNULL,
-    stdout: int = subprocess.PIPE,
+    stdout: int = PIPE,
     hint: str = "",
 ) -> Completed:
     """Run one tool to its end and return what it left.

@@ -265,11 +265,32 @@ def connect(record: Record) -> socket.socket:
     return connection
 
 
+def removable(words: list[str]) -> list[Record]:
+    """The runs meant by `words`, each once.  Raises RunError where one is not over."""
+    found = {record.id: record for record in map(find, words)}
+    for record in found.values():
+        if state(record) is RunState.ELSEWHERE:
+            raise RunError(f"run {record.name} is on {record.host}", "go there")
+        if is_live(record):
+            hint = f"`apppot stop {record.name}` ends it"
+            raise RunError(f"run {record.name} is under way", hint)
+    return list(found.values())
+
+
+def remove(record: Record) -> None:
+    """Remove what is kept of a run: record and output.  Raises RunError."""
+    try:
+        # The record last: a removal that was interrupted can be asked for again.
+        for name in sorted(os.listdir(record.folder), key=lambda name: name == RECORD):
+            os.unlink(os.path.join(record.folder, name))
+        os.rmdir(record.folder)
+    except OSError as error:
+        raise RunError(f"run {record.name} cannot be removed: {error}") from error
+
+
 def prune(records: list[Record]) -> None:
     """Remove the oldest records of runs that have ended."""
     over = sorted((r for r in records if not is_live(r)), key=_age)
     for record in over[:-_KEPT]:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(record.folder):
-                os.unlink(os.path.join(record.folder, name))
-            os.rmdir(record.folder)
+        with contextlib.suppress(RunError):
+            remove(record)

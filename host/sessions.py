@@ -50,11 +50,11 @@ class Session:
 
     def size(self) -> int:
         """Bytes that it may grow to."""
-        return os.stat(self.disk).st_size
+        return os.stat(self.disk).st_size if os.path.exists(self.disk) else 0
 
     def used(self) -> int:
         """Bytes that it takes on the host's disk."""
-        return os.stat(self.disk).st_blocks * 512
+        return os.stat(self.disk).st_blocks * 512 if os.path.exists(self.disk) else 0
 
 
 def home() -> str:
@@ -77,11 +77,19 @@ def find(name: str) -> Session | None:
             value = json.load(file)
         if value.pop("version") != _VERSION:
             raise ValueError("another version of AppPot made it")
-        return Session(**{**value, "changes": tuple(value["changes"])})
+        session = Session(**{**value, "changes": tuple(value["changes"])})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SessionError(f"session {name} is damaged: {error}", f"look at {path}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(name, f"{error}") from error
+    if not os.path.exists(session.disk):
+        raise _damaged(name, "its disk is gone")
+    return session
+
+
+def _damaged(name: str, why: str) -> SessionError:
+    hint = f"look at {os.path.join(home(), name)}, or delete it: apppot session rm {name}"
+    return SessionError(f"session {name} is damaged: {why}", hint)
 
 
 def get(name: str) -> Session:
@@ -93,14 +101,44 @@ def get(name: str) -> Session:
     return found
 
 
+def image_of(session: Session) -> str:
+    """What names its image: the name that it began with, or the digest where that moved on."""
+    from apppot.host.images import store
+
+    digest = session.base.partition("+")[0]
+    named = store.find(session.image)
+    if named is not None and named[1].digest != digest and store.find(digest) is not None:
+        return digest
+    return session.image
+
+
 def list_sessions() -> list[Session]:
-    """All sessions, by name."""
+    """All sessions, by name; a damaged one has no image."""
+    found = [_find_any(name) for name in sorted(_listdir()) if not name.startswith(".")]
+    return [session for session in found if session is not None]
+
+
+def _listdir() -> list[str]:
     try:
-        names = sorted(os.listdir(home()))
+        return os.listdir(home())
     except FileNotFoundError:
         return []
-    found = [find(name) for name in names if os.path.isdir(os.path.join(home(), name))]
-    return [session for session in found if session is not None]
+
+
+def _find_any(name: str) -> Session | None:
+    """As `find`; a session whose record cannot be read has only its name."""
+    try:
+        return find(name)
+    except SessionError:
+        return Session(name, "", "", "")
+    except UsageError:
+        return None  # no session's folder
+
+
+def get_any(name: str) -> Session:
+    """As `get`, and what is damaged too: to be deleted.  Raises SessionError."""
+    check_name(name)
+    return _find_any(name) or get(name)
 
 
 def create(
@@ -108,16 +146,35 @@ def create(
 ) -> Session:
     """Make a session of `size` bytes at most, for the image `image` with digest `base`.
 
-    A session appears whole or not at all.
+    A session appears whole or not at all.  Raises SessionError where none can be made.
     """
     check_name(name)
     if size < _LEAST_SIZE:
         raise UsageError(f"a session of {size >> 20} MB is too small", "64M or more")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     session = Session(name, image, base, now, changes)
-    os.makedirs(home(), mode=0o700, exist_ok=True)
-    making = os.path.join(home(), f".{name}.{os.getpid()}")
-    os.mkdir(making, 0o700)
+    making = _passing(name)
+    try:
+        os.makedirs(home(), mode=0o700, exist_ok=True)
+        _sweep()
+        os.mkdir(making, 0o700)
+        _fill(making, session, size)
+    except OSError as error:
+        if os.path.isdir(making):
+            _remove(making)
+        raise SessionError(
+            f"no session can be made in {home()}: {error.strerror}",
+            "set XDG_DATA_HOME to a directory with room that you can write to",
+        ) from error
+    try:
+        os.rename(making, session.folder)
+    except OSError:
+        _remove(making)
+        return get(name)  # another launcher made it in the same moment
+    return session
+
+
+def _fill(making: str, session: Session, size: int) -> None:
     fd = os.open(os.path.join(making, "disk.ext4"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.truncate(fd, size)
@@ -127,12 +184,6 @@ def create(
         json.dump({"version": _VERSION, **asdict(session)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    try:
-        os.rename(making, session.folder)
-    except OSError:
-        _remove(making)
-        return get(name)  # another launcher made it in the same moment
-    return session
 
 
 def resize(session: Session, size: int) -> None:
@@ -149,9 +200,24 @@ def resize(session: Session, size: int) -> None:
 def remove(session: Session) -> None:
     """Delete it."""
     with held(session):
-        doomed = os.path.join(home(), f".{session.name}.{os.getpid()}")
+        doomed = _passing(session.name)
         os.rename(session.folder, doomed)
         _remove(doomed)
+    _sweep()
+
+
+def _passing(name: str) -> str:
+    """The folder of a session that this process makes or deletes."""
+    return os.path.join(home(), f".{name}.{os.uname().nodename}.{os.getpid()}")
+
+
+def _sweep() -> None:
+    """Remove what processes of this host that were killed have left half made or half deleted."""
+    for entry in _listdir():
+        place, _, pid = entry.rpartition(".")
+        own = entry.startswith(".") and place.endswith(f".{os.uname().nodename}")
+        if own and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            _remove(os.path.join(home(), entry))
 
 
 def _remove(folder: str) -> None:
@@ -187,5 +253,5 @@ def check_base(session: Session, base: str) -> None:
         raise SessionError(
             f"session {session.name} belongs to {session.image} ({session.base[:12]}), "
             f"not to this image ({base[:12]})",
-            "name that image, or use another session",
+            f"name that image, use another session, or delete it: apppot session rm {session.name}",
         )

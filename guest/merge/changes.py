@@ -6,7 +6,8 @@ layers are mounted below the work directory:
     changes.py save OUTPUT        the writable layer as a changes file
     changes.py list LAYER         what is in a layer, as JSON lines on stdout
     changes.py join OUTPUT N M…   several layers of changes as one, the last on top
-    changes.py commit OUTPUT      base and changes as a new base
+    changes.py commit OUTPUT [session]
+                                  base and changes, with the writable layer, as a new base
     changes.py convert OUTPUT ARCHIVE [plain]
                                   a tar, GNU tar's incremental ones too, as a changes file
 
@@ -33,6 +34,14 @@ from apppot.guest.merge.scratch import POINT, REFRESHED, UPPER, rewrite
 OPAQUE = "trusted.overlay.opaque"
 # What overlayfs notes for itself; it speaks of this machine's own layers.
 _PRIVATE = ("trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.nlink")
+_MKFS_ENV = {
+    # The file system's own date, which no file may be younger than.  -1 would mean "now".
+    "SOURCE_DATE_EPOCH": str((1 << 64) - 2),
+    # It fails where a layer knows no extended attributes.
+    "LD_PRELOAD": "/usr/lib/llistxattr.so",
+}
+_BEST_COMPRESSION = 1024  # four times what LZ4 reaches with zeros
+_LONGEST_NAME = 254  # one less than file systems allow
 _JOB_ROOT = WORK + "/root/home/user/job"
 
 
@@ -43,15 +52,26 @@ def layers() -> list[str]:
 
 
 def make_image(tree: str, output: str) -> None:
-    """Write `tree` as an EROFS image."""
+    """Write `tree` as an EROFS image: the same bytes for the same tree."""
+    check_names(os.fsencode(tree))
     uuid = "00000000-0000-4000-8000-617070706f74"
     options = ["--quiet", "-zlz4", "--preserve-mtime", "-x1", f"-U{uuid}"]
     try:
-        tools.run("/usr/bin/mkfs.erofs", *options, output, tree)
+        tools.run("/usr/bin/mkfs.erofs", *options, output, tree, **_MKFS_ENV)
     except OSError:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(output)
         raise
+
+
+def check_names(tree: bytes) -> None:
+    """Raise OSError where a name is too long for mkfs.erofs 1.5, which would cut it silently."""
+    for folder, folders, files in os.walk(tree):
+        for name in folders + files:
+            if len(name) > _LONGEST_NAME:
+                place = os.path.relpath(os.path.join(folder, name), tree)
+                text = place.decode(errors="replace")
+                raise OSError(f"a name has more than {_LONGEST_NAME} bytes: {text!r}")
 
 
 # -- save ------------------------------------------------------------------------------------
@@ -163,10 +183,18 @@ def print_list(tree: str) -> None:
 
 
 def verify(tree: str) -> None:
-    """Read everything in `tree`.  Raises OSError at the first thing that cannot be read."""
+    """Read everything in `tree`.  Raises OSError at the first thing that cannot be read.
+
+    More than any compression could hold is an error too, and not read for days.
+    """
+    volume = os.statvfs(tree)
+    left = _BEST_COMPRESSION * volume.f_blocks * volume.f_frsize
     for path in walk(tree):
         found = os.lstat(path)
         if stat.S_ISREG(found.st_mode):
+            left -= found.st_size
+            if left < 0:
+                raise OSError(f"{os.path.relpath(path, tree)!r} cannot be as large as it says")
             with open(path, "rb", buffering=0) as file:
                 while file.read(1 << 20):
                     pass
@@ -182,16 +210,11 @@ def join(output: str, trees: list[str]) -> None:
     target = f"{POINT}/joined"
     os.mkdir(target)
     for tree in trees:
-        apply(tree, target)
+        Overlay(tree, target).apply()
     make_image(target, output)
 
 
-def apply(source: str, target: str) -> None:
-    """Put the tree `source` over the tree `target`, by the rules of overlayfs."""
-    _Overlay(source, target).apply()
-
-
-class _Overlay:
+class Overlay:
     """Applies one tree of changes over another, by the rules of overlayfs."""
 
     def __init__(self, source: str, target: str) -> None:
@@ -297,14 +320,20 @@ def copy_attributes(source: str, target: str) -> None:
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
 
 
-def commit(output: str) -> None:
-    """Write base and changes as one image, without what the agent adds."""
+def commit(output: str, session: bool) -> None:
+    """Write base and changes as one image, without what the agent adds.
+
+    With `session`, what lies in the writable layer as well.
+    """
     place = f"{WORK}/committed"
     os.mkdir(place)
     points = layers()
+    if session:
+        strip_generated(UPPER, points)
+        points.append(UPPER)
     if len(points) == 1:
         raise OSError("there are no changes to commit")
-    # Neither the generated layer nor the writable one: only what images hold.
+    # Without the generated layer: only what images hold.
     lower = ":".join(reversed(points))
     syscalls.mount("apppot", place, "overlay", syscalls.MS_RDONLY, f"lowerdir={lower}")
     make_image(place, output)
@@ -322,7 +351,7 @@ _ACTIONS: dict[str, Callable[[list[str]], None]] = {
     "list": lambda rest: print_list(layers()[int(rest[0])]),
     "verify": lambda rest: verify(layers()[int(rest[0])]),
     "join": lambda rest: join(f"{_JOB_ROOT}/{rest[0]}", [layers()[int(n)] for n in rest[1:]]),
-    "commit": lambda rest: commit(f"{_JOB_ROOT}/{rest[0]}"),
+    "commit": lambda rest: commit(f"{_JOB_ROOT}/{rest[0]}", rest[1:] == ["session"]),
     "convert": lambda rest: convert(f"{_JOB_ROOT}/{rest[0]}", f"{WORK}/root{rest[1]}", *rest[2:]),
 }
 

@@ -425,5 +425,5 @@ def _move_tree(source: str, target: str) -> None:
         if error.errno != errno.EXDEV:
             raise
         os.mkdir(target)
-        changes.apply(source, target)
+        changes.Overlay(source, target).apply()
         shutil.rmtree(source)

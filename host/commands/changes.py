@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apppot.host.errors import ImageError, UsageError
@@ -41,15 +41,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _save(args: argparse.Namespace) -> int:
     from apppot.host import sessions
-    from apppot.host.images import changes, inguest
+    from apppot.host.images import changes, inguest, store
 
     session = sessions.get(args.session)
     output = args.output or f"{session.name}.changes"
     base, *over = session.base.split("+")
     options = ["--session", session.name, *_stack(session)]
+    image = sessions.image_of(session)
     with inguest.result(output) as work:
-        inguest.run(["save", os.path.basename(work)], options, session.image, os.path.dirname(work))
-        record = changes.Changes(base, session.image, _now(), tuple(over))
+        inguest.run(["save", os.path.basename(work)], options, image, os.path.dirname(work))
+        record = changes.Changes(base, session.image, store.now(), tuple(over))
         changes.seal(work, record)
     sys.stderr.write(f"{output}: {os.path.getsize(output) >> 10} KB, changes to {session.image}\n")
     return 0
@@ -57,10 +58,6 @@ def _save(args: argparse.Namespace) -> int:
 
 def _stack(session: Any) -> list[str]:
     return [word for path in session.changes for word in ("--changes", path)]
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def record_of(path: str) -> Changes:
@@ -77,6 +74,7 @@ def record_of(path: str) -> Changes:
 def _inspect(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from apppot.host.images.pack import printable
     from apppot.host.images.store import file_digest
 
     record = record_of(args.file)
@@ -85,15 +83,22 @@ def _inspect(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(value) + "\n")
         return 0
     for name, item in value.items():
-        sys.stdout.write(f"{name:8} {', '.join(item) if isinstance(item, tuple) else item}\n")
+        text = ", ".join(item) if isinstance(item, tuple) else f"{item}"
+        sys.stdout.write(f"{name:8} {printable(text)}\n")
     return 0
 
 
-def _entries(path: str) -> list[dict[str, Any]]:
+def _entries(path: str) -> Iterator[dict[str, Any]]:
+    """What is in a layer, an entry at a time: there may be millions."""
+    import tempfile
+
     from apppot.host.images import inguest
 
-    lines = inguest.run(["list", "0"], [], os.path.abspath(path), None).splitlines()
-    return [json.loads(line) for line in lines]
+    with tempfile.TemporaryFile() as told:
+        inguest.run(["list", "0"], [], os.path.abspath(path), None, stdout=told.fileno())
+        told.seek(0)
+        for line in told:
+            yield json.loads(line)
 
 
 _LETTERS = {"deleted": "D", "directory": "d", "replaced directory": "R", "file": "f", "link": "l"}
@@ -124,7 +129,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _squash(args: argparse.Namespace) -> int:
-    from apppot.host.images import changes, inguest
+    from apppot.host.images import changes, inguest, store
 
     records = [record_of(path) for path in args.files]
     if len({record.base for record in records}) != 1:
@@ -136,5 +141,5 @@ def _squash(args: argparse.Namespace) -> int:
         words = ["join", os.path.basename(work), *numbers]
         inguest.run(words, options, first, os.path.dirname(work))
         last = records[-1]
-        changes.seal(work, changes.Changes(last.base, last.image, _now(), records[0].over))
+        changes.seal(work, changes.Changes(last.base, last.image, store.now(), records[0].over))
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apppot.host.images.store import Record
@@ -53,7 +53,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("image", metavar="IMAGE", help="name[:version], digest or path")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(func=_inspect)
+    _configure_commit(actions)
     _configure_upkeep(actions)
+
+
+def _configure_commit(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "make an image of a base and its changes, or of a session"
+    commit = actions.add_parser(
+        "commit",
+        help=text,
+        description=text,
+        allow_abbrev=False,
+        usage="%(prog)s [OPTION]… (BASE --changes FILE… | --session SESSION) NAME[:VERSION]",
+    )
+    commit.add_argument("first", metavar="BASE", help="the changes' base; none with --session")
+    name = commit.add_argument("second", metavar="NAME[:VERSION]")
+    commit.add_argument(
+        "--changes", metavar="FILE", action="append", default=[], help="changes, the lowest first"
+    )
+    commit.add_argument(
+        "--session", metavar="SESSION", action=_Alone, other=name, help="its base and its changes"
+    )
+    commit.add_argument("-m", "--message", default="", metavar="TEXT", help="what it is for")
+    commit.add_argument("--force", action="store_true", help="the name may move from another image")
+    commit.add_argument("--json", action="store_true", help="print the image's record as JSON")
+    commit.set_defaults(func=_commit)
+
+
+class _Alone(argparse.Action):
+    """An option beside which the positional argument `other` is not needed."""
+
+    def __init__(self, *words: Any, other: argparse.Action, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._other = other
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        self._other.required = False
 
 
 def _configure_upkeep(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -146,6 +188,21 @@ def human(size: int) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= BYTES_STEP
     return f"{value:.1f} TiB"
+
+
+def _commit(args: argparse.Namespace) -> int:
+    from apppot.host.errors import UsageError
+    from apppot.host.images import commit
+
+    if args.session is None:
+        layers, name = commit.Layers(args.first, tuple(args.changes)), args.second
+    elif args.second is not None or args.changes:
+        hint = "leave BASE and --changes out"
+        raise UsageError("a session knows its base and the changes that it began with", hint)
+    else:
+        layers, name = commit.of_session(args.session), args.first
+    _report(commit.commit(layers, name, args.message, force=args.force), args.json)
+    return 0
 
 
 def _list(args: argparse.Namespace) -> int:

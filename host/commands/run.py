@@ -301,7 +301,9 @@ def hold_session(args: argparse.Namespace, request: Request, stack: contextlib.E
     session = sessions.find(args.session)
     if session is None:
         changes = tuple(os.path.realpath(image.path) for image in request.changes)
-        session = sessions.create(args.session, args.image, base, changes)
+        is_file = request.image is not None and request.image.digest is None
+        image = os.path.realpath(args.image) if is_file else args.image
+        session = sessions.create(args.session, image, base, changes)
     sessions.check_base(session, base)
     stack.enter_context(sessions.held(session))
     return session.disk
@@ -309,11 +311,11 @@ def hold_session(args: argparse.Namespace, request: Request, stack: contextlib.E
 
 def _digest(image: Image | None) -> str:
     """The image's digest; a file outside the store has it computed."""
-    from apppot.host.images.store import file_digest
+    from apppot.host.images.store import known_digest
 
     if image is None:
         return "host"
-    return image.digest or file_digest(image.path)
+    return image.digest or known_digest(image.path)
 
 
 def wants_terminal(args: argparse.Namespace, caller: Caller) -> bool:
@@ -402,8 +404,15 @@ def _changes_file(path: str, image: Image | None) -> Image:
     record = changes.read(found.path)
     # The changes of changes (joined in a guest) have no base among them.
     if record is not None and not (image is not None and changes.read(image.path)):
-        changes.check_base(path, record, _digest(image), image.path if image else "host")
+        changes.check_base(path, record, _digest(image), _label(image))
     return found
+
+
+def _label(image: Image | None) -> str:
+    """What the user calls an image."""
+    if image is None:
+        return "host"
+    return image.record.name if image.record is not None else image.path
 
 
 def parse_bind(text: str) -> Bind:

@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _list(args: argparse.Namespace) -> int:
     from apppot.host import sessions
+    from apppot.host.images.pack import printable
     from apppot.host.units import format_size
 
     found = sessions.list_sessions()
@@ -44,7 +45,8 @@ def _list(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{'NAME':20} {'IMAGE':24} {'USED':>9} {'SIZE':>9}  CREATED\n")
     for session in found:
         used, size = format_size(session.used()), format_size(session.size())
-        line = f"{session.name:20} {session.image:24} {used:>9} {size:>9}  {session.created}"
+        image = printable(session.image) or "(damaged)"
+        line = f"{session.name:20} {image:24} {used:>9} {size:>9}  {session.created}"
         sys.stdout.write(line + "\n")
     return 0
 
@@ -53,7 +55,7 @@ def _remove(args: argparse.Namespace) -> int:
     from apppot.host import sessions
 
     for name in args.names:
-        sessions.remove(sessions.get(name))
+        sessions.remove(sessions.get_any(name))
     return 0
 
 

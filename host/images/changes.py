@@ -55,19 +55,30 @@ def read(path: str) -> Changes | None:
             if length > min(_MOST, size - _TAIL.size):
                 raise ValueError("its length is impossible")
             file.seek(size - _TAIL.size - length)
-            value = json.loads(file.read(length))
-            if value.pop("version") != 1:
-                raise ValueError("another version of AppPot made it")
-            return Changes(**{**value, "over": tuple(value["over"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return _parse(file.read(length))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ImageError(f"the record of the changes {path!r} is damaged: {error}") from None
+
+
+def _parse(text: bytes) -> Changes:
+    """The record in `text`, which may be a stranger's."""
+    value = json.loads(text)
+    if value.pop("version") != 1:
+        raise ValueError("another version of AppPot made it")
+    over = value.pop("over")
+    if not isinstance(over, list) or not all(isinstance(w, str) for w in [*value.values(), *over]):
+        raise ValueError("it has something else where a text belongs")
+    return Changes(**value, over=tuple(over))
 
 
 def check_base(path: str, record: Changes, digest: str, name: str) -> None:
     """Raise ImageError where the changes belong to another base than `digest`."""
     if record.base != digest:
+        from apppot.host.images.pack import printable
+
+        image, base = printable(record.image), printable(record.base[:12])
         raise ImageError(
-            f"the changes {path!r} belong to the image {record.image} ({record.base[:12]}), "
+            f"the changes {path!r} belong to the image {image} ({base}), "
             f"not to {name} ({digest[:12]})",
-            f"name that image; where it is missing here: apppot pull {record.image}",
+            f"name that image; where it is missing here: apppot pull {image}",
         )

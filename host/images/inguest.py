@@ -28,8 +28,9 @@ def run(
     image: str,
     folder: str | None,
     cwd: str | None = None,
-) -> bytes:
-    """Have the guest's layer program do `words` on `image`; what it printed.
+    stdout: int = process.PIPE,
+) -> None:
+    """Have the guest's layer program do `words` on `image`; it prints into `stdout`.
 
     `options` are further ones of `apppot run`, relative to `cwd`; `folder` is where it writes.
     Raises ImageError with what it said when it failed.
@@ -37,11 +38,11 @@ def run(
     argv = [sys.executable, "-c", _LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
     argv += ["-u", "root", "--job-dir", folder or "none", *options, image]
     argv += ["/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words]
-    done = process.run(argv, check=False, timeout=_HOURS, cwd=Path(cwd) if cwd else None)
+    place = Path(cwd) if cwd else None
+    done = process.run(argv, check=False, timeout=_HOURS, cwd=place, stdout=stdout)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()
         raise ImageError(said.removeprefix("apppot: ") or f"{words[0]} failed in the guest")
-    return done.stdout
 
 
 @contextmanager

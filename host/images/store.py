@@ -40,6 +40,7 @@ MAX_WORD = 128
 TRANSPORTS = frozenset({"oci", "docker-archive", "docker"})
 RESERVED_NAMES = frozenset({"host"}) | TRANSPORTS
 STALE_SECONDS = 3600.0
+_TICK = 2.0  # seconds: the coarsest time that file systems keep
 
 
 @dataclass(frozen=True)
@@ -527,6 +528,31 @@ def file_digest(path: str) -> str:
 
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def known_digest(path: str) -> str:
+    """As `file_digest`, but not computed again while the file is the same by size and times."""
+    import hashlib
+    import time
+
+    found = os.stat(path)
+    state = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+    note = os.path.join(paths.cache_home(), "digests", f"{name}.json")
+    try:
+        known = _read_json(note)
+    except ImageError:
+        known = None
+    if known is not None and known.get("state") == state and is_digest(str(known.get("digest"))):
+        return str(known["digest"])
+    digest = file_digest(path)
+    # A change in the same tick of the clock would not show.
+    if time.time() - max(found.st_mtime, found.st_ctime) > _TICK:
+        try:
+            _write_json(note, {"digest": digest, "state": state})
+        except (OSError, ImageError):
+            pass  # no place to remember it
+    return digest
 
 
 def now() -> str:

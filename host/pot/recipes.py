@@ -76,6 +76,7 @@ class RuntimeRecipe:
     imports: tuple[str, ...]
     image: ImageSpec
     sudo: Path
+    llistxattr: Path
     init: Path
     bundler: Path
     digest: str
@@ -140,6 +141,10 @@ def load_kernel(name: str = "uml", folder: Path | None = None) -> KernelRecipe:
         raise BuildError(f"the recipe {folder}/recipe.toml lacks {error}") from error
 
 
+# What the tree is made from; the agent has a digest of its own.
+_RUNTIME_FILES = ("recipe.toml", "sudo.c", "llistxattr.c")
+
+
 def load_runtime(folder: Path | None = None) -> RuntimeRecipe:
     """Read the runtime's recipe; raises BuildError where it is missing or wrong."""
     folder = folder or recipes("runtime")
@@ -161,9 +166,10 @@ def load_runtime(folder: Path | None = None) -> RuntimeRecipe:
             imports=tuple(tree["imports"]),
             image=ImageSpec(image["uuid"], image["label"], image["time"], {}, devices),
             sudo=folder / "sudo.c",
+            llistxattr=folder / "llistxattr.c",
             init=folder / "apppot-init",
             bundler=folder / "bundle.py",
-            digest=digest_files([folder / "recipe.toml", folder / "sudo.c"]),
+            digest=digest_files([folder / name for name in _RUNTIME_FILES]),
         )
     except KeyError as error:
         raise BuildError(f"the recipe {folder}/recipe.toml lacks {error}") from error

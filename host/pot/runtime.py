@@ -22,6 +22,7 @@ from apppot.host.progress import Progress
 
 SUDO = "usr/share/apppot/supply/usr/bin/sudo"
 SNAP = "usr/share/apppot/supply/usr/bin/apppot-snap"
+LLISTXATTR = "usr/lib/llistxattr.so"
 INIT = "usr/sbin/apppot-init"
 LIBRARY = "usr/lib/apppot"
 AGENT = f"{LIBRARY}/apppot/guest"
@@ -205,9 +206,13 @@ def _supply(recipe: RuntimeRecipe, root: Path) -> None:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         bundle.write_bytes(b"".join(path.read_bytes() for path in authorities))
         shutil.rmtree(root / "usr/share/ca-certificates")
-    words = ["gcc", "-static", "-Os", "-s", "-o", str(root / SUDO), str(recipe.sudo)]
-    words += ["-Wl,--build-id=none"]
-    run(words, hint="apt-get install gcc libc6-dev")
+    _gcc("-static", "-o", str(root / SUDO), str(recipe.sudo))
+    _gcc("-shared", "-fPIC", "-o", str(root / LLISTXATTR), str(recipe.llistxattr))
+
+
+def _gcc(*words: str) -> None:
+    options = ("-Os", "-s", "-Wl,--build-id=none")
+    run(["gcc", *options, *words], hint="apt-get install gcc libc6-dev")
 
 
 def _linked(recipe: RuntimeRecipe, root: Path, program: str) -> tuple[str, ...]:

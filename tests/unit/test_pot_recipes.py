@@ -101,7 +101,7 @@ def test_the_runtime_recipe_is_whole() -> None:
     recipe = recipes.load_runtime()
     assert {"python3-psutil", "busybox-static", "e2fsprogs"} <= set(recipe.packages)
     assert recipe.image.devices["dev/null"] == (1, 3)
-    assert recipe.sudo.is_file()
+    assert recipe.sudo.is_file() and recipe.llistxattr.is_file()
     assert recipe.init.read_text().startswith("#!/usr/bin/python3.11 -IS\n")
 
 

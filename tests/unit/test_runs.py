@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol.job import Job
-from apppot.host import runs
+from apppot.host import cli, runs
 from apppot.host.book import Book, home, process_start, status_of
 from apppot.host.capabilities import boot_id
 from apppot.host.errors import ApppotError, UsageError
@@ -184,3 +184,40 @@ def test_a_request_is_the_payloads_job_but_for_what_it_says() -> None:
     other = Request((), {}, cwd=b"sub", user="root", tty=True).job(payload)
     assert (other.cwd, other.user, other.tty) == (b"/home/user/job/sub", "root", True)
     assert other.env[b"TERM"] == b"linux"
+
+
+def test_records_are_removed() -> None:
+    done, lost, under_way = book("done", detached=True), book("lost"), book("under-way")
+    Path(record("done").log("stdout")).write_text("words")
+    done.ended(3)
+    lost.started()
+    rewrite(record("lost"), pid=1 << 30)
+    with pytest.raises(RunError, match="under way"):
+        cli.dispatch(["rm", "done", "under-way"])
+    with pytest.raises(RunError, match="no run nothing"):
+        cli.dispatch(["rm", "done", "nothing"])
+    assert {one.name for one in runs.list_runs()} == {"done", "lost", "under-way"}
+    assert cli.dispatch(["rm", "done", done.id, "lost"]) == 0
+    assert [one.name for one in runs.list_runs()] == ["under-way"]
+    assert os.listdir(home()).count(done.id) == 0
+    under_way.ended(0)
+
+
+def test_of_several_runs_of_a_name_the_newest_goes() -> None:
+    for status in (1, 2):
+        book("vm").ended(status)
+        rewrite(record("vm"), created=f"2020-01-0{status}T00:00:00Z")
+    cli.dispatch(["rm", "vm"])
+    assert record("vm").status == 1
+    cli.dispatch(["rm", "vm"])
+    with pytest.raises(RunError, match="no run vm"):
+        record("vm")
+
+
+def test_another_hosts_run_is_left_alone() -> None:
+    book("far").ended(0)
+    rewrite(record("far"), host="elsewhere", status=None)
+    with pytest.raises(RunError, match="go there"):
+        cli.dispatch(["rm", "far"])
+    rewrite(record("far"), status=0)
+    assert cli.dispatch(["rm", "far"]) == 0

@@ -3,64 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Result, Who
-
-# What a person might do to a system, and what only exact tools carry over.
-WORK = r"""
-set -e
-uname -r
-echo new > /etc/new.conf; rm /etc/issue; mv /usr/share/doc/bash /usr/share/doc/bash2
-rm -r /usr/share/doc/dash; echo now a file > /usr/share/doc/dash
-rm -r /usr/share/doc/sed; mkdir /usr/share/doc/sed; echo other > /usr/share/doc/sed/only
-chmod 700 /srv; ln /etc/new.conf /etc/new.hard; ln -s nowhere /etc/dangling
-truncate -s 10M /opt/sparse; printf end >> /opt/sparse; mknod /opt/dev b 7 9; mkfifo /opt/fifo
-printf 'odd \377 name' > "/opt/$(printf 'a\nb\377')"
-groupadd extra; useradd --system svc
-su user -s /bin/sh -c 'echo mine > /home/user/mine'
-perl -e 'my ($p,$n,$v)=("/etc/new.conf","user.colour","blue"); syscall(188,$p,$n,$v,4,0)==0 or die'
-cp /bin/true /opt/cap
-perl -e 'my ($p,$n,$v)=("/opt/cap","security.capability",pack("V5",0x02000001,1<<13,0,0,0));
-    syscall(188,$p,$n,$v,20,0)==0 or die $!'
-perl -e 'my ($p,$n)=("/opt/cap","system.posix_acl_access");
-    my $v=pack("V","2").pack("vvV",1,7,-1).pack("vvV",2,4,1234).pack("vvV",4,5,-1)
-        .pack("vvV",16,5,-1).pack("vvV",32,4,-1);
-    syscall(188,$p,$n,$v,length $v,0)==0 or die $!'
-touch -d '2001-02-03 04:05:06.123456789 UTC' /etc/new.conf /opt/sparse
-"""
-
-# All that is to be the same, a line a path; without what each run makes anew.
-LISTING = r"""
-find / -xdev -path /home/user/job -prune -o -path /tmp -prune -o \
-    ! -path /dev ! -path /proc ! -path /sys ! -path /run \
-    ! -path /home/user ! -path /home ! -path / ! -path /etc ! -path '/etc/host*' \
-    ! -path '/etc/passwd*' ! -path '/etc/shadow*' ! -path '/etc/group*' ! -path /etc/localtime \
-    ! -path '/etc/sudoers.d*' ! -path /etc/resolv.conf \
-    \( -type d -printf '%p|d|%m|%U:%G|%T@\n' -o -printf '%p|%y|%m|%U:%G|%s|%T@|%n|%l\n' \) \
-    | LC_ALL=C sort
-cd /; find etc opt home/user usr/share/doc -xdev -path home/user/job -prune -o -type f \
-    ! -path 'etc/host*' ! -path 'etc/passwd*' ! -path 'etc/shadow*' ! -path 'etc/group*' \
-    ! -path etc/localtime ! -path etc/resolv.conf -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
-grep -v ^user: /etc/passwd; grep svc /etc/shadow | cut -d: -f1; grep -E '^(extra|svc):' /etc/group
-"""
-
-QUIET = ("--network", "none")
-
-
-def tool(apppot: Launcher, *words: str) -> Result:
-    """A subcommand that is not `run`."""
-    done = subprocess.run(
-        [*apppot.who.command, *words],
-        cwd=apppot.work,
-        env=apppot.environment(),
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+from vm_harness import IMAGE, RELEASE, Launcher, Who
+from vm_layers import QUIET, WORK, listing, tool
 
 
 @pytest.fixture
@@ -71,14 +18,6 @@ def session(apppot: Launcher, request: pytest.FixtureRequest) -> str:
     result = apppot("--session", name, *QUIET, "-u", "root", IMAGE, "sh", "-c", WORK)
     assert result.ok().decode().startswith(RELEASE)
     return name
-
-
-def listing(launcher: Launcher, *options: str) -> list[bytes]:
-    result = launcher(*options, *QUIET, "-u", "root", IMAGE, "sh", "-c", "uname -r;" + LISTING)
-    lines = result.ok().splitlines()
-    assert lines[0].decode().startswith(RELEASE)
-    assert len(lines) > 3000
-    return lines[1:]
 
 
 def test_base_and_changes_equal_the_session(apppot: Launcher, session: str) -> None:

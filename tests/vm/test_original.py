@@ -14,42 +14,44 @@ import pytest
 from apppot.host.images import store
 from apppot.host.pot import layout
 from vm_harness import IMAGE, RELEASE, Launcher, Result, Who, myself
+from vm_layers import apart, busybox_tree
 
 Factory = Callable[[Who], Launcher]
 START = "from apppot.host.original import main; main()"
 APPLETS = ("sh", "cat", "id", "ls", "mkdir", "rm", "sha256sum", "stat", "sync", "uname")
 
 
+@pytest.fixture
+def apart_from(place: Path) -> Callable[[Who], Who]:
+    """Accounts whose automatic sessions are this test's own."""
+    return lambda who: apart(who, place / "data")
+
+
 def original(who: Who) -> Who:
     """The account with `apppot-start` where the harness says `apppot run`."""
     program = f"'{Path(who.command[0]).with_name('apppot-start')}'"
-    if who.env:
+    if who.command[0] == "/usr/bin/python3":
         program = f"/usr/bin/python3 -c '{START}'"
     return dataclasses.replace(who, command=("/bin/sh", "-c", f'shift; exec {program} "$@"', "sh"))
 
 
 @pytest.fixture
-def start(launcher_for: Factory) -> Launcher:
+def start(launcher_for: Factory, apart_from: Callable[[Who], Who]) -> Launcher:
     """`apppot-start` by the account that runs the tests."""
-    return launcher_for(original(myself()))
+    return launcher_for(original(apart_from(myself())))
 
 
 @pytest.fixture
-def user_start(launcher_for: Factory, ordinary: Who) -> Launcher:
+def user_start(launcher_for: Factory, ordinary: Who, apart_from: Callable[[Who], Who]) -> Launcher:
     """`apppot-start` by an ordinary user."""
-    return launcher_for(original(ordinary))
+    return launcher_for(original(apart_from(ordinary)))
 
 
 @pytest.fixture
 def disk(place: Path) -> Path:
     """A small ext4 image: busybox, and files of root and of `user`."""
     tree = place / "tree"
-    (tree / "bin").mkdir(parents=True)
-    command = f"dump /usr/bin/busybox {tree}/bin/busybox"
-    subprocess.run(["debugfs", "-R", command, layout.find_pot().runtime], check=True)
-    (tree / "bin" / "busybox").chmod(0o755)
-    for name in APPLETS:
-        (tree / "bin" / name).symlink_to("busybox")
+    busybox_tree(tree, APPLETS)
     (tree / "srv").mkdir()
     (tree / "srv" / "free").mkdir()
     (tree / "srv" / "free").chmod(0o1777)
@@ -75,7 +77,8 @@ def test_it_runs_a_command_and_returns_its_status(start: Launcher) -> None:
     script = 'uname -r; pwd; for w; do printf "<%s>" "$w"; done; exit 7'
     done = start("--apppot", IMAGE, "--mem", "200", "--", "sh", "-c", script, "sh", *words)
     release, directory, rest = done.out.split(b"\n", 2)
-    assert (done.status, done.err) == (7, b"")
+    assert done.status == 7
+    assert done.err.startswith(f"apppot-start: what is written over {IMAGE} is kept".encode())
     assert release.decode().startswith(RELEASE)
     assert directory == b"/home/user/job"
     assert rest == b"".join(b"<%s>" % word.encode() for word in words)
@@ -194,13 +197,91 @@ def test_an_ordinary_user_is_user_and_files_are_kept_as_users(
     assert f"User: {owner:5d}" in stat
 
 
-def test_an_image_alone_is_not_written_to(start: Launcher, disk: Path) -> None:
+KEEP = 'uname -r; echo "$1" >>/srv/free/kept; cat /srv/free/kept'
+
+
+def test_an_image_alone_keeps_what_is_written(start: Launcher, disk: Path) -> None:
     before = digest(disk)
-    done = start("--apppot", str(disk), "sh", "-c", "echo x >/srv/free/x; cat /srv/free/x")
-    assert (done.status, done.out) == (0, b"x\n")
-    assert done.err.count(b"\n") == 1
-    assert b"is not written to" in done.err
+    first = start("--apppot", str(disk), "sh", "-c", KEEP, "sh", "one")
+    assert said(first).startswith(RELEASE.encode()) and first.out.endswith(b"\none\n")
+    assert first.err.count(b"\n") == 1 and b"kept as session disk.ext4" in first.err
+    second = start("--apppot", str(disk), "sh", "-c", KEEP, "sh", "two")
+    assert second.ok().endswith(b"\none\ntwo\n")
     assert digest(disk) == before
+    # The same session for `apppot`: to look at, to save, to commit, to begin afresh.
+    session(start, "rm", "disk.ext4")
+    assert said(start("--apppot", str(disk), "sh", "-c", KEEP, "sh", "new")).endswith(b"\nnew\n")
+
+
+def session(start: Launcher, *words: str) -> bytes:
+    """`apppot session WORDS` by the same user, who has to be the tests' own."""
+    command = [*myself().command, "session", *words]
+    return subprocess.run(command, env=start.environment(), check=True, capture_output=True).stdout
+
+
+def test_images_of_a_store_have_sessions_of_their_names(start: Launcher) -> None:
+    script = "echo x >/srv/x"
+    assert start("--apppot", IMAGE, "-X", "a=1", "sh", "-c", script).status == 0
+    assert start("--apppot", f"{IMAGE}:1", "cat", "/srv/x").ok() == b"x\n"
+    assert [line.split()[:2] for line in session(start, "list").decode().splitlines()[1:]] == [
+        [IMAGE, IMAGE]
+    ]
+
+
+def test_two_files_of_one_name_have_two_sessions(start: Launcher, disk: Path) -> None:
+    (start.work / "other").mkdir()
+    other = shutil.copy(disk, start.work / "other" / disk.name)
+    kept = []
+    for image, word in ((str(disk), "a"), (other, "b"), (str(disk), "c"), (other, "d")):
+        kept.append(said(start("--apppot", str(image), "sh", "-c", KEEP, "sh", word)).split()[1:])
+    assert kept == [[b"a"], [b"b"], [b"a", b"c"], [b"b", b"d"]]
+    names = [line.split()[0] for line in session(start, "list").decode().splitlines()[1:]]
+    assert len(names) == 2 and names[0] == "disk.ext4" and names[1].startswith("disk.ext4-")
+
+
+def test_a_session_in_use_says_who_has_it(start: Launcher, disk: Path) -> None:
+    running = start.start("--apppot", str(disk), "sh", "-c", "uname -r; cat", stdin=subprocess.PIPE)
+    assert running.line().decode().startswith(RELEASE)
+    text = start("--apppot", str(disk), "uname").failed("in use by process", "COW:IMG")
+    assert str(running.pid) in text or "on " in text
+    assert running.finish(b"end").out == b"end"
+
+
+def test_another_file_under_the_name_is_noticed(start: Launcher, disk: Path) -> None:
+    assert start("--apppot", str(disk), "uname").status == 0
+    with open(disk, "r+b") as image:
+        image.seek(-1, os.SEEK_END)
+        image.write(b"x")
+    start("--apppot", str(disk), "uname").failed("belongs to", "apppot session rm disk.ext4")
+
+
+def test_what_cannot_be_written_has_no_session(user_start: Launcher, disk: Path) -> None:
+    """As the original opens such an image: several at once, and nothing stays."""
+    if os.getuid() != 0:
+        disk.chmod(0o444)
+    for _ in range(2):
+        out = user_start("--apppot", str(disk), "sh", "-c", KEEP, "sh", "x").ok()
+        assert out.endswith(b"\nx\n") and out.count(b"x\n") == 1
+
+
+def test_no_place_for_sessions_is_said(user_start: Launcher, disk: Path, place: Path) -> None:
+    disk.chmod(0o666)
+    (place / "data").chmod(0o555)
+    if os.getuid() == 0:
+        os.chown(place / "data", 0, 0)
+    done = user_start("--apppot", str(disk), "sh", "-c", KEEP, "sh", "x")
+    assert said(done).endswith(b"\nx\n")
+    assert b"nothing is kept" in done.err
+
+
+def test_with_changes_the_image_is_not_written_to(start: Launcher, disk: Path, place: Path) -> None:
+    (place / "c" / "etc").mkdir(parents=True)
+    subprocess.run(["mksquashfs", place / "c", place / "c.squashfs", "-quiet"], check=True)
+    words = ["--apppot", str(disk), "--changes", str(place / "c.squashfs")]
+    for _ in range(2):
+        done = start(*words, "sh", "-c", KEEP, "sh", "x")
+        assert said(done).count(b"x\n") == 1
+        assert b"is not written to: other changes are lost" in done.err
 
 
 @pytest.mark.parametrize(
