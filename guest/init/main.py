@@ -224,7 +224,7 @@ def _job_files(boot: Boot, served: session.Session) -> outputs.Files | None:
 
     if job.job_copy:
         inputs.unpack(os.fsdecode(boot.line.words["apppot.drive"]), job, served.beat)
-    served.files = outputs.Files(job)
+    served.files = outputs.Files(job, served.beat)
     return served.files
 
 

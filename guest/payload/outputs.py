@@ -20,7 +20,7 @@ from apppot.guest.protocol.jsonlite import dumps
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from apppot.guest.payload.session import Channel
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _PIECE = 60 << 10
 _SMALL = 16 << 10
+_MANY = 1024  # files
 _BACKLOG_BYTES = 128 << 10
 # Of a report, which is one frame.
 _MOST_TOLD, _TOLD_BYTES = 20, 500
@@ -44,10 +45,11 @@ _WATCH = "import sys; sys.path[:0] = ['/usr/lib/apppot']; from apppot.guest.payl
 class Files:
     """Everything that one job returns.  Make it when the payload's files are there, before it runs.
 
-    `fd` says when a followed file may have changed.
+    `fd` says when a followed file may have changed; `beat` is called in long work.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, beat: Callable[[], object]) -> None:
+        self.beat = beat
         self.credit = frames.FILES_CREDIT
         self.fd: int | None = None
         self.done = False
@@ -62,7 +64,7 @@ class Files:
         self._unmatched: list[bytes] = []
         self._known: set[int] = set()
         if self._copy:
-            self._known = {_mark(path, found) for path, found in globs.walk(PLACE.encode(), b"")}
+            self._known = {_mark(path, found) for path, found in self._walk(PLACE.encode(), b"")}
             _await_tick()
         self._followed = [_Followed(self, path) for path in job.follow]
 
@@ -219,7 +221,7 @@ class Files:
     def _tree(self, root: bytes, top: bytes, name: bytes) -> Iterator[Frame]:
         """`top` below `root` and all in it, as `name` on the host; of a copy what has changed."""
         inside = root == PLACE.encode()
-        for path, found in globs.walk(root, top):
+        for path, found in self._walk(root, top):
             target, source = name + path[len(top) :], os.path.join(root, path)
             if inside and _mark(path, found) in self._known:
                 continue
@@ -227,6 +229,12 @@ class Files:
                 yield from self._entry(source, target, found)
             elif not inside and self._names[target] != source:
                 self.failed(path, f"{os.fsdecode(target)} comes back from elsewhere already")
+
+    def _walk(self, root: bytes, top: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+        for number, found in enumerate(globs.walk(root, top)):
+            if number % _MANY == 0:
+                self.beat()
+            yield found
 
     def _entry(self, source: bytes, name: bytes, found: os.stat_result) -> Iterator[Frame]:
         """The frames of one file, directory or symbolic link."""
@@ -290,7 +298,7 @@ class _Followed:
         self._fd = self._files.open(self.place)
         if self._fd is None:
             return
-        self._digest, self._size = _digest(self._fd)
+        self._digest, self._size = _digest(self._fd, self._files.beat)
         self._before = _attributes(self._fd)
         self.began = True
 
@@ -334,7 +342,7 @@ class _Followed:
         yield from self.updates()
         if self._fd is None:
             return
-        digest, size = _digest(self._fd)
+        digest, size = _digest(self._fd, self._files.beat)
         if (size, digest.digest()) != (self._size, self._digest.digest()):
             yield from self._anew(os.dup(self._fd))
             yield from self.updates()
@@ -387,12 +395,13 @@ def _attributes(fd: int) -> tuple[int, int]:
     return stat.S_IMODE(found.st_mode), found.st_mtime_ns
 
 
-def _digest(fd: int) -> tuple[Any, int]:
+def _digest(fd: int, beat: Callable[[], object]) -> tuple[Any, int]:
     """Digest and size of all that the file holds."""
     digest, size = _blake2b(), 0
     while data := os.pread(fd, 1 << 20, size):
         digest.update(data)
         size += len(data)
+        beat()
     return digest, size
 
 

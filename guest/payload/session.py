@@ -330,8 +330,9 @@ class Session:
         return {**self._payload.report(), "leftovers_ended": self._leftovers_ended}
 
     def beat(self) -> None:
-        """Do what is due, without waiting; for who works long before the payload starts."""
-        self._turn(wait=False)
+        """Show the launcher that this guest lives; for who works long between two turns."""
+        self.channel.flush()
+        self._due()
 
     def return_files(self, files: Files) -> dict[str, Any]:
         """Send what the payload left; returns what EXIT says of that."""
@@ -344,7 +345,7 @@ class Session:
     def _finished(self, payload: Process) -> bool:
         return payload.status is not None and self._childless and not payload.flows()
 
-    def _turn(self, wait: bool = True) -> None:
+    def _turn(self) -> None:
         """Wait for the next event and handle it."""
         poll = select.poll()
         want_out = select.POLLOUT if self.channel.backlog() else 0
@@ -361,8 +362,8 @@ class Session:
         files = self.files
         if files is not None and files.fd is not None:
             poll.register(files.fd, select.POLLIN)
-        wait = wait and not (files is not None and files.busy() and room)
-        ready = dict(poll.poll(self._timeout() if wait else 0))
+        busy = files is not None and files.busy() and room
+        ready = dict(poll.poll(0 if busy else self._timeout()))
         self._handle(ready)
         if files is not None:
             if files.fd in ready:

@@ -74,6 +74,16 @@ def test_shown() -> None:
     assert [name for name, (_, writable) in shown.items() if writable] == ["job"]
 
 
+def test_copied_job_directory() -> None:
+    """The guest is shown nothing of it, and what comes back has a place."""
+    made = plan(replace(planning.Request(IMAGE, COMMAND), inputs=("*.c",)), job_files="copy")
+    assert "job" not in [item.name for item in made.shown]
+    assert (made.job.job_dir, made.job.job_copy, made.job.has_job_dir()) == (None, True, True)
+    assert (made.copied, made.returned, made.inputs) == ("/work/a job", "/work/a job", ("*.c",))
+    shared = plan()
+    assert (shared.copied, shared.returned, shared.job.job_copy) == (None, None, False)
+
+
 def test_no_job_directory() -> None:
     made = plan(ground=replace(GROUND, job_directory=None))
     assert made.job.job_dir is None
