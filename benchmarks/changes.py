@@ -14,9 +14,9 @@ from apppot.host.images import inguest
 from apppot.host.process import run
 
 from benchmarks import trees
-from benchmarks.boot import timeline
+from benchmarks.boot import ratios, timeline
 from benchmarks.machines import APPPOT, IMAGE, Bench, apppot_run
-from benchmarks.measure import Row, interleaved, launch, row
+from benchmarks.measure import TIMEOUT, Row, interleaved, launch, row
 
 # Of the design: the largest changes against the smallest; saving against mksquashfs.
 SAME, SAVE = 1.10, 1.5
@@ -24,9 +24,8 @@ MB = 1_000_000
 SIZES = {"1 MB": MB, "100 MB": 100 * MB, "1 GB": 1000 * MB}
 SEED = 20
 TREE = "/opt/tree"
-# What the guest's merge consists of, and the whole from the hypervisor's start.
+# What the guest's merge consists of.
 STEPS = ("step agent: layers", "step agent: merge")
-TO_PAYLOAD = "hypervisor to payload"
 
 
 # -- starting with them -------------------------------------------------------------------------
@@ -53,13 +52,15 @@ def merge(given: Bench) -> list[Row]:
     unpacked = {name: unpack(folder, m.archive, given.rounds(1, 3)) for name, m in made.items()}
     least = found["1 MB"]
     rows = []
-    for part, title in (("merge", "layers and merge"), (TO_PAYLOAD, "start to payload")):
+    for part, title in (("merge", "layers and merge"), ("payload", "launch to payload")):
         for name, values in found.items():
             rows.append(row("changes", f"{title}, changes: {name}", values[part], "ms",
                             base=least[part], against="1 MB"))  # fmt: skip
     rows += [
-        row("changes", f"{name} against 1 MB: merge", paired(found[name], least), "×", budget=SAME)
+        row("changes", f"{name} against 1 MB: {title}", ratios(found[name][part], least[part]), "×",
+            budget=SAME)
         for name in sizes if name != "1 MB"
+        for part, title in (("merge", "layers and merge"), ("payload", "launch to payload"))
     ]  # fmt: skip
     rows += [
         row("changes", f"tar -xzf of the same in the guest: {name}", values, "ms",
@@ -67,11 +68,6 @@ def merge(given: Bench) -> list[Row]:
         for name, values in unpacked.items()
     ]  # fmt: skip
     return rows
-
-
-def paired(values: Mapping[str, list[float]], base: Mapping[str, list[float]]) -> list[float]:
-    """The merge of each round over that of its neighbour."""
-    return [mine / other for mine, other in zip(values["merge"], base["merge"], strict=True)]
 
 
 def make(folder: Path, size: int) -> Made:
@@ -82,7 +78,7 @@ def make(folder: Path, size: int) -> Made:
     archive, changes = folder / f"{name}.tar.gz", folder / f"{name}.changes"
     with session(folder, IMAGE, name) as made:
         launch([APPPOT, "changes", "save", made, "-o", changes])
-    run(["tar", "-C", tree, "-czf", archive, "."])
+    run(["tar", "-C", tree, "-I", "gzip -1", "-cf", archive, "."], timeout=TIMEOUT)
     run(["rm", "-r", tree])
     return Made(changes, archive)
 
@@ -101,10 +97,11 @@ def session(folder: Path, image: str, name: str) -> Iterator[str]:
 
 
 def starting(given: Bench, *options: str) -> Mapping[str, float]:
-    """One `apppot run IMAGE true`: milliseconds of merging, and to the payload."""
+    """One `apppot run IMAGE true`: milliseconds of merging, and from launch to payload."""
     found = timeline(given.folder, *options)
     merging = sum(found[step] for step in STEPS)
-    return {"merge": 1000 * merging, TO_PAYLOAD: 1000 * found[TO_PAYLOAD]}
+    to_payload = found["launcher"] + found["hypervisor to payload"]
+    return {"merge": 1000 * merging, "payload": 1000 * to_payload}
 
 
 def unpack(folder: Path, archive: Path, rounds: int) -> list[float]:
@@ -137,9 +134,9 @@ def _saving(given: Bench, folder: Path, name: str) -> list[Row]:
         found = interleaved(subjects, given.rounds(1, 5))
     files = "10,000 small files" if given.full and name == "packages" else name
     ours, default = found["apppot"], found["gzip"]
-    ratios = [mine / other for mine, other in zip(ours["step"], default["step"], strict=True)]
+    against = ratios(ours["step"], default["step"])
     return [
-        row("save", f"{files}: against mksquashfs, its default (gzip)", ratios, "×", budget=SAVE),
+        row("save", f"{files}: against mksquashfs, its default (gzip)", against, "×", budget=SAVE),
         row("save", f"{files}: changes save, whole command", ours["whole"], "s"),
         *(
             row("save", f"{files}: {title}", found[key]["step"], "s", base=default["step"],

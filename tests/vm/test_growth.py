@@ -13,7 +13,7 @@ from apppot.host import paths
 from apppot.host.images import store
 from vm_harness import IMAGE, RELEASE, Launcher
 
-RUNS = 40  # `make bench` does it with 200
+RUNS = 200
 
 # Memory of their own at /dev/shm and /tmp, where other tests' files come and go; in the latter
 # the test's directory ($1) stays.
