@@ -118,12 +118,16 @@ def save(given: Bench) -> list[Row]:
     """Rows about saving a session, beside mksquashfs on the same files in the same guest."""
     folder = given.folder / "save"
     folder.mkdir()
-    trees.mixed(folder / "mixed", 200 * MB if given.full else 50 * MB, SEED)
-    trees.packages(folder / "packages", 10_000 if given.full else 2_000, SEED)
-    return _saving(given, folder, "mixed") + _saving(given, folder, "packages")
+    size, number = (200, 10_000) if given.full else (50, 2_000)
+    trees.mixed(folder / "mixed", size * MB, SEED)
+    trees.packages(folder / "packages", number, SEED)
+    return [
+        *_saving(given, folder, "mixed", f"{size} MB mixed"),
+        *_saving(given, folder, "packages", f"{number:,} small files"),
+    ]
 
 
-def _saving(given: Bench, folder: Path, name: str) -> list[Row]:
+def _saving(given: Bench, folder: Path, name: str, files: str) -> list[Row]:
     # The image is the host, since it has mksquashfs.
     with session(folder, "host", name) as made:
         subjects: dict[str, Callable[[], Mapping[str, float]]] = {
@@ -132,7 +136,6 @@ def _saving(given: Bench, folder: Path, name: str) -> list[Row]:
             "lz4": lambda: squashing(folder, made, "lz4"),
         }
         found = interleaved(subjects, given.rounds(1, 5))
-    files = "10,000 small files" if given.full and name == "packages" else name
     ours, default = found["apppot"], found["gzip"]
     against = ratios(ours["step"], default["step"])
     return [

@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--quick", action="store_true", help="two minutes, without sysvinit")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller trees")
     parser.add_argument("--only", action="append", choices=GROUPS, help="this group only")
     return parser.parse_args()
 
