@@ -89,11 +89,11 @@ def session(folder: Path, image: str, name: str) -> Iterator[str]:
     made = f"bench-{os.getpid()}-{name}"
     copy = f"mkdir -p {TREE} && cp -a {name}/. {TREE} && sync"
     options = ("--session", made, "--user", "root", "--network", "none")
-    launch(apppot_run(image, "sh", "-c", copy, options=options), cwd=folder)
     try:
+        launch(apppot_run(image, "sh", "-c", copy, options=options), cwd=folder)
         yield made
     finally:
-        run([APPPOT, "session", "rm", made])
+        run([APPPOT, "session", "rm", made], check=False)  # none where its first run failed
 
 
 def starting(given: Bench, *options: str) -> Mapping[str, float]:
