@@ -35,6 +35,7 @@ def launch(
     *,
     cwd: Path | None = None,
     cpus: frozenset[int] = frozenset(),
+    env: Mapping[str, str] | None = None,
     stdin: int = subprocess.DEVNULL,
     may_fail: bool = False,
 ) -> Done:
@@ -47,7 +48,9 @@ def launch(
     os.sched_setaffinity(0, cpus or ours)
     try:
         begun = time.monotonic()
-        done = subprocess.run(argv, cwd=cwd, stdin=stdin, capture_output=True, timeout=TIMEOUT)
+        done = subprocess.run(
+            argv, cwd=cwd, env=env, stdin=stdin, capture_output=True, timeout=TIMEOUT
+        )
         seconds = time.monotonic() - begun
     except subprocess.TimeoutExpired as error:
         raise BenchmarkError(f"{argv[0]} did not end in {TIMEOUT:.0f} s") from error

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from apppot.host.errors import ApppotError  # noqa: E402
 from apppot.host.pot.layout import find_kernel  # noqa: E402
 
-from benchmarks import boot, guest, memory  # noqa: E402
+from benchmarks import boot, changes, guest, many, memory, repository  # noqa: E402
 from benchmarks.machines import Bench, bench  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
 
@@ -33,6 +33,11 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "programs": guest.whole_programs,
     "streams": guest.streams,
     "placement": guest.placement,
+    "changes": changes.merge,
+    "save": changes.save,
+    "pull": repository.pull,
+    "update": repository.update,
+    "many": many.measure,
 }
 
 
@@ -62,7 +67,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--quick", action="store_true", help="two minutes, without sysvinit")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller trees")
     parser.add_argument("--only", action="append", choices=GROUPS, help="this group only")
     return parser.parse_args()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 from apppot.host.errors import ApppotError, ImageError, RepositoryError
-from apppot.host.images import store
+from apppot.host.images import importer, store
 from apppot.host.repository import catalogue, keys, publish, pull
 from apppot.host.repository.publish import Wish
 
@@ -125,6 +127,39 @@ def test_an_update_costs_its_difference(
     done = get("base:2", server.url)
     assert content(done) == new
     assert done.fetched < 400_000 and server.sent < 500_000
+
+
+def system(path: Path, updated: str = "") -> Path:
+    """A tar of 25 packages, 25 MB; one of them `updated`: other bytes, times and a file more."""
+    with tarfile.open(path, "w") as archive:
+        for package in (f"package{number}" for number in range(25)):
+            new = package == updated
+            chance = random.Random(f"{package} {new}")
+            for number in range(21 if new else 20):
+                size = 400_000 if number < 2 else chance.randrange(22_000)
+                member = tarfile.TarInfo(f"usr/lib/{package}/file{number}")
+                member.size, member.mtime = size, 1_700_000_000 + new
+                data = chance.randbytes(size // 2) + bytes(size - size // 2)
+                archive.addfile(member, io.BytesIO(data))
+        member = tarfile.TarInfo("bin/sh")
+        member.size, member.mode = 4, 0o755
+        archive.addfile(member, io.BytesIO(b"#!sh"))
+    return path
+
+
+def test_one_packages_update_costs_little(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a real squashfs image, where files share blocks and all that follows moves."""
+    importer.import_file(str(system(tmp_path / "old.tar")), "base:1")
+    importer.import_file(str(system(tmp_path / "new.tar", "package7")), "base:2")
+    offer(server.root, "base:1", "base:2")
+    user(tmp_path, monkeypatch, server.url)
+    get("base:1", server.url)
+    done = get("base:2", server.url)
+    assert store.file_digest(done.path) == done.record.digest
+    # The package is 4 % of the files.
+    assert done.record.size // 50 < done.fetched < done.record.size * 15 // 100
 
 
 def test_chunks_of_an_image_that_was_never_pulled_serve_too(
