@@ -60,6 +60,13 @@ def shell(script: str, folder: Path) -> None:
     subprocess.run(["sh", "-ec", script], cwd=folder, check=True, timeout=60)
 
 
+@pytest.fixture(autouse=True)
+def own_store(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is converted goes with the test."""
+    monkeypatch.setenv("APPPOT_POT", paths.pot_home())
+    monkeypatch.setenv("XDG_DATA_HOME", str(place / "data"))
+
+
 @pytest.fixture
 def base(place: Path) -> Path:
     """A small tree: busybox, and things to change; beside it, its image."""
@@ -267,11 +274,14 @@ def test_a_hostile_archive_is_explained_and_nothing_is_kept(
     assert store_state() == before
 
 
-def test_a_cut_archive_is_explained(apppot: Launcher, base: Path) -> None:
-    _, archive = changed(base, CHANGES, "x.tar.gz")
+@pytest.mark.parametrize(("ending", "words"), [("gz", "cut off"), ("zst", "premature end")])
+def test_a_cut_archive_is_explained(apppot: Launcher, base: Path, ending: str, words: str) -> None:
+    _, archive = changed(base, CHANGES, f"x.tar.{ending}")
     archive.write_bytes(archive.read_bytes()[:-100])
+    before = store_state()
     command = [*AS_ROOT, "--changes", str(archive), image_of(base), "uname"]
-    apppot(*command).failed("cut off", "remedy")
+    apppot(*command).failed(f"x.tar.{ending}", words, "remedy")
+    assert store_state() == before
 
 
 # -- apppot-snap ---------------------------------------------------------------------------------
