@@ -230,6 +230,17 @@ def test_a_plain_tar_adds_and_follows_the_links_of_the_base(apppot: Launcher, ba
     assert lines == [b"3", b"1", b"3", b"data/goes/deep/x"]
 
 
+def test_over_the_hosts_own_root_an_archive_only_adds(apppot: Launcher, base: Path) -> None:
+    _, listed = changed(base, "rm -r data/goes", "x.changes.tar.gz")
+    plain = base.parent / "plain.tar"
+    subprocess.run(["tar", "-C", base, "-cf", plain, "data/d/same"], check=True)
+    done = apppot(*QUIET, "--changes", str(plain), "host", "sh", "-c", "uname -r; cat /data/d/same")
+    release, content = done.out.splitlines()
+    assert (release.decode()[: len(RELEASE)], content) == (RELEASE, b"1")
+    assert not os.path.exists("/data/d/same")
+    apppot(*QUIET, "--changes", str(listed), "host", "true").failed("belongs to an image")
+
+
 # -- what strangers write ------------------------------------------------------------------------
 
 
