@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Sequence
+from typing import BinaryIO
 
+from apppot.host import process
 from apppot.host.errors import ImageError
 from apppot.host.images import changes, importer, inguest, pack, probe, store, tarstream
 from apppot.host.images.store import Image
@@ -20,7 +23,7 @@ from apppot.host.progress import Progress
 # Part of the key: raise it when the same inputs give another result.
 _FORMAT = "changes 2"
 # The disk that the guest extracts to is sparse; what it may grow to.
-_SCRATCH = "64G"
+_SCRATCH = "32G"
 _IN_GUEST = "/apppot-archive"
 _HINT = "is it a whole archive, made over this image?"
 
@@ -61,7 +64,7 @@ def _convert(path: str, image: Image | None, over: Sequence[Image]) -> store.Rec
         try:
             inguest.run(words, options, _reference(image), folder, cwd=folder)
         except ImageError as error:
-            cause = error.cause.removeprefix("changes: ")
+            cause = error.cause.rpartition("changes: ")[2]  # without warnings before it
             raise ImageError(f"the changes {path!r}: {cause}", error.hint or _HINT) from None
         made = os.path.join(folder, "image")
         base, *between = [_digest(item) for item in (image, *over)]
@@ -85,13 +88,19 @@ def _show(path: str, folder: str) -> None:
         os.symlink(os.path.realpath(path), place)
         return
     # The guest's Python knows no zstd.
-    with (
-        open(path, "rb") as source,
-        tarstream.decompressed(source, "zstd") as plain,
-        open(place, "xb") as out,
-    ):
-        while data := plain.read(tarstream.CHUNK):
-            out.write(data)
+    with open(place, "xb") as out:
+        _decompress(path, out)
+
+
+def _decompress(path: str, out: BinaryIO) -> None:
+    try:
+        with open(path, "rb") as source, tarstream.decompressed(source, "zstd") as plain:
+            while data := plain.read(tarstream.CHUNK):
+                out.write(data)
+    except process.ToolError as error:
+        cause = pack.printable(" ".join(error.cause.split()))
+        hint = tarstream.TRUNCATED_HINT if shutil.which("zstd") else error.hint
+        raise ImageError(f"the changes {path!r}: {cause}", hint) from None
 
 
 def _reference(image: Image | None) -> str:

@@ -60,6 +60,13 @@ def shell(script: str, folder: Path) -> None:
     subprocess.run(["sh", "-ec", script], cwd=folder, check=True, timeout=60)
 
 
+@pytest.fixture(autouse=True)
+def own_store(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is converted goes with the test."""
+    monkeypatch.setenv("APPPOT_POT", paths.pot_home())
+    monkeypatch.setenv("XDG_DATA_HOME", str(place / "data"))
+
+
 @pytest.fixture
 def base(place: Path) -> Path:
     """A small tree: busybox, and things to change; beside it, its image."""
@@ -223,6 +230,17 @@ def test_a_plain_tar_adds_and_follows_the_links_of_the_base(apppot: Launcher, ba
     assert lines == [b"3", b"1", b"3", b"data/goes/deep/x"]
 
 
+def test_over_the_hosts_own_root_an_archive_only_adds(apppot: Launcher, base: Path) -> None:
+    _, listed = changed(base, "rm -r data/goes", "x.changes.tar.gz")
+    plain = base.parent / "plain.tar"
+    subprocess.run(["tar", "-C", base, "-cf", plain, "data/d/same"], check=True)
+    done = apppot(*QUIET, "--changes", str(plain), "host", "sh", "-c", "uname -r; cat /data/d/same")
+    release, content = done.out.splitlines()
+    assert (release.decode()[: len(RELEASE)], content) == (RELEASE, b"1")
+    assert not os.path.exists("/data/d/same")
+    apppot(*QUIET, "--changes", str(listed), "host", "true").failed("belongs to an image")
+
+
 # -- what strangers write ------------------------------------------------------------------------
 
 
@@ -267,11 +285,14 @@ def test_a_hostile_archive_is_explained_and_nothing_is_kept(
     assert store_state() == before
 
 
-def test_a_cut_archive_is_explained(apppot: Launcher, base: Path) -> None:
-    _, archive = changed(base, CHANGES, "x.tar.gz")
+@pytest.mark.parametrize(("ending", "words"), [("gz", "cut off"), ("zst", "premature end")])
+def test_a_cut_archive_is_explained(apppot: Launcher, base: Path, ending: str, words: str) -> None:
+    _, archive = changed(base, CHANGES, f"x.tar.{ending}")
     archive.write_bytes(archive.read_bytes()[:-100])
+    before = store_state()
     command = [*AS_ROOT, "--changes", str(archive), image_of(base), "uname"]
-    apppot(*command).failed("cut off", "remedy")
+    apppot(*command).failed(f"x.tar.{ending}", words, "remedy")
+    assert store_state() == before
 
 
 # -- apppot-snap ---------------------------------------------------------------------------------
