@@ -32,6 +32,7 @@ _SYS_MOUNT = 165
 _SYS_UMOUNT2 = 166
 _SYS_REBOOT = 169
 _SYS_UNSHARE = 272
+_SYS_SYNCFS = 306
 _SYS_SETNS = 308
 _SYS_FINIT_MODULE = 313
 _SYS_OPEN_TREE = 428
@@ -109,6 +110,11 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int) -> None:
     """setns(2)."""
     _call("setns", _SYS_SETNS, fd, kind)
+
+
+def sync_file_system(fd: int) -> None:
+    """syncfs(2); an error is also one of a write since `fd` was opened."""
+    _call("syncfs", _SYS_SYNCFS, fd)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

@@ -184,6 +184,7 @@ def _serve(boot: Boot, served: session.Session) -> None:
             served.channel.send(frames.NETWORK_UP, payload=b"{}")
             served.wait_for_go()
     boot.step = "payload"
+    watched = scratch.watch() if boot.job.session else None
     argv, place = _command(boot), "" if boot.job.in_pot else root.ROOT
     who = process.find_account(boot.job, place)
     started = process.start(boot.job, who, argv, place)
@@ -197,8 +198,11 @@ def _serve(boot: Boot, served: session.Session) -> None:
     boot.step = "outputs"
     if boot.in_place:
         root.release(boot.points)
-    elif boot.job.session:
-        root.release([scratch.POINT])
+    elif watched is not None:
+        try:
+            scratch.settle(watched)
+        finally:
+            root.release([scratch.POINT])
     os.sync()
     served.channel.send(frames.EXIT, payload=dumps(report).encode())
     served.channel.drain()

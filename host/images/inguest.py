@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from apppot.host import process
-from apppot.host.errors import ImageError
+from apppot.host.errors import ImageError, UsageError
 
 _LAUNCHER = "from apppot.host.cli import main; main()"
 _PROGRAM = (
@@ -36,8 +36,9 @@ def run(
     argv = [sys.executable, "-c", _LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
     argv += ["-u", "root", "--job-dir", folder or "none", *options, image]
     argv += ["/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words]
-    where = {} if stdout is None else {"stdout": stdout}
-    done = process.run(argv, check=False, timeout=_HOURS, **where)
+    with open(os.devnull, "wb") as nowhere:
+        out = nowhere.fileno() if stdout is None else stdout
+        done = process.run(argv, check=False, timeout=_HOURS, stdout=out)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()
         raise ImageError(said.removeprefix("apppot: ") or f"{words[0]} failed in the guest")
@@ -45,9 +46,19 @@ def run(
 
 @contextmanager
 def result(output: str) -> Iterator[str]:
-    """A path beside `output` to write to; it takes that name when all went well."""
+    """A path beside `output` to write to; it takes that name when all went well.
+
+    What others that wrote `output` from this host, and were killed, have left goes.
+    """
     folder, name = os.path.split(os.path.abspath(output))
-    work = os.path.join(folder, f".{name}.{os.getpid()}")
+    prefix = f".{name}.{os.uname().nodename}."
+    work = os.path.join(folder, f"{prefix}{os.getpid()}")
+    if os.path.isdir(output) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{output!r} cannot be written", "name a file in a directory of yours: -o")
+    for entry in os.listdir(folder):
+        pid = entry.removeprefix(prefix)
+        if entry.startswith(prefix) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            os.unlink(os.path.join(folder, entry))
     try:
         yield work
         fd = os.open(work, os.O_RDONLY | os.O_CLOEXEC)
