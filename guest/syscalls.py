@@ -36,6 +36,7 @@ _SYS_REBOOT = 169
 _SYS_INOTIFY_ADD_WATCH = 254
 _SYS_UNSHARE = 272
 _SYS_INOTIFY_INIT1 = 294
+_SYS_SYNCFS = 306
 _SYS_SETNS = 308
 _SYS_FINIT_MODULE = 313
 _SYS_OPEN_TREE = 428
@@ -116,6 +117,11 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int) -> None:
     """setns(2)."""
     _call("setns", _SYS_SETNS, fd, kind)
+
+
+def sync_file_system(fd: int) -> None:
+    """syncfs(2); an error is also one of a write since `fd` was opened."""
+    _call("syncfs", _SYS_SYNCFS, fd)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

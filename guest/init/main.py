@@ -189,6 +189,7 @@ def _serve(boot: Boot, served: session.Session) -> None:
             served.wait_for_go()
     files = _job_files(boot, served)
     boot.step = "payload"
+    watched = scratch.watch() if boot.job.session else None
     argv, place = _command(boot), "" if boot.job.in_pot else root.ROOT
     who = process.find_account(boot.job, place)
     started = process.start(boot.job, who, argv, place)
@@ -206,9 +207,12 @@ def _serve(boot: Boot, served: session.Session) -> None:
         report["outputs"] = served.return_files(files)
     if boot.in_place:
         root.release(boot.points)
-    elif boot.job.session:
+    elif watched is not None:
         _forget_job_files(boot.job)
-        root.release([scratch.POINT])
+        try:
+            scratch.settle(watched)
+        finally:
+            root.release([scratch.POINT])
     os.sync()
     served.channel.send(frames.EXIT, payload=dumps(report).encode())
     served.channel.drain()

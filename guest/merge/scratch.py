@@ -73,6 +73,22 @@ def _device_bytes(device: str) -> int:
     return int(size)
 
 
+def watch() -> int:
+    """A descriptor that learns of each write that fails from now on; for `settle`."""
+    return os.open(POINT, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def settle(watched: int) -> None:
+    """Write everything to the disk.  Raises OSError where something written was lost."""
+    try:
+        syscalls.sync_file_system(watched)
+    except OSError as error:
+        why = f"{os.strerror(error.errno or 0)}; is the disk of the host full?"
+        raise OSError(f"the session could not keep what was written: {why}") from error
+    finally:
+        os.close(watched)
+
+
 # Of the generated files, those that a program in the session replaces with its own version.
 REFRESHED = ("etc/passwd", "etc/group", "etc/shadow")
 

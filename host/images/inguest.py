@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apppot.host import process
-from apppot.host.errors import ImageError
+from apppot.host.errors import ImageError, UsageError
 
 _LAUNCHER = "from apppot.host.cli import main; main()"
 _PROGRAM = (
@@ -47,9 +47,19 @@ def run(
 
 @contextmanager
 def result(output: str) -> Iterator[str]:
-    """A path beside `output` to write to; it takes that name when all went well."""
+    """A path beside `output` to write to; it takes that name when all went well.
+
+    What others that wrote `output` from this host, and were killed, have left goes.
+    """
     folder, name = os.path.split(os.path.abspath(output))
-    work = os.path.join(folder, f".{name}.{os.getpid()}")
+    prefix = f".{name}.{os.uname().nodename}."
+    work = os.path.join(folder, f"{prefix}{os.getpid()}")
+    if os.path.isdir(output) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{output!r} cannot be written", "name a file in a directory of yours: -o")
+    for entry in os.listdir(folder):
+        pid = entry.removeprefix(prefix)
+        if entry.startswith(prefix) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            os.unlink(os.path.join(folder, entry))
     try:
         yield work
         fd = os.open(work, os.O_RDONLY | os.O_CLOEXEC)

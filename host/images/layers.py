@@ -18,6 +18,7 @@ WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 AUFS = ".wh..wh."  # the old union file system's own book-keeping
 XATTR = ("SCHILY.xattr.", "LIBARCHIVE.xattr.")
+ACCESS_LIST = ("SCHILY.acl.", *(f"{prefix}system.posix_acl_" for prefix in XATTR))
 MAX_LINKS = 40
 MAX_DEPTH = 1000
 MAX_NAME = 255  # bytes
@@ -72,6 +73,7 @@ class Tree:
         self.root = Node(DIRECTORY, -1)
         self.layer = -1
         self.whiteouts = False
+        self.access_lists = 0  # members whose list squashfs has no place for
         self._members = 0
         self._content = 0
         self._number = 0
@@ -86,6 +88,7 @@ class Tree:
         """Apply the next member of the current layer.  Raises ImageError."""
         number, self._number = self._number, self._number + 1
         self._members += 1
+        self.access_lists += any(key.startswith(ACCESS_LIST) for key in member.pax_headers)
         if self._members > MAX_MEMBERS:
             raise ImageError(f"more than {MAX_MEMBERS} members", "split the image")
         if member.type in _SKIPPED:

@@ -8,6 +8,7 @@ link keeps its contents although the name that carried them is gone.
 
 from __future__ import annotations
 
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 
@@ -50,6 +51,11 @@ def merge(
         except process.ToolError as error:
             cause = pack.printable(" ".join(error.cause.split()))
             raise ImageError(f"{title}: {cause}", error.hint or "apppot doctor") from None
+    if tree.access_lists:
+        sys.stderr.write(
+            f"apppot: the access control lists of {tree.access_lists} files are not kept: squashfs "
+            "has no place for them\n  remedy: set them in a session, `apppot image commit` it\n"
+        )
 
 
 def _count(progress: Progress) -> Callable[[int], None]:

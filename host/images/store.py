@@ -361,34 +361,38 @@ def workspace() -> Iterator[str]:
 
     root = os.path.join(user_store(), "tmp")
     _make_directory(root)
-    _sweep(root)
-    directory = tempfile.mkdtemp(dir=root)
-    lock = os.open(os.path.join(directory, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
+    for directory in abandoned(STALE_SECONDS):
+        shutil.rmtree(directory, ignore_errors=True)
+    with locked(user_store()):  # `prune` must not come between the two
+        directory = tempfile.mkdtemp(dir=root)
+        place = os.path.join(directory, "lock")
+        lock = os.open(place, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
 
 
-def _sweep(root: str) -> None:
+def abandoned(age: float) -> Iterator[str]:
+    """Workspaces untouched for `age` seconds whose owner does not live; locked while looked at."""
     import fcntl
-    import shutil
     import time
 
+    root = os.path.join(user_store(), "tmp")
     for entry in _listdir(root):
         directory = os.path.join(root, entry)
         try:
-            if time.time() - os.stat(directory).st_mtime < STALE_SECONDS:
+            if time.time() - os.stat(directory).st_mtime < age:
                 continue
             lock = os.open(os.path.join(directory, "lock"), os.O_CREAT | os.O_RDWR, 0o600)
         except OSError:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory, ignore_errors=True)
-        except OSError:
+            yield directory
+        except BlockingIOError:
             pass  # its owner lives
         finally:
             os.close(lock)

@@ -194,6 +194,7 @@ def prune() -> Removed:
         bare = [digest for digest in _digests(store) if digest not in named]
         done = [_remove_content(store, digest) for digest in bare]
         done += [_remove_file(path) for path in _leftovers(store)]
+        done += [_remove_workspace(path) for path in images.abandoned(0.0)]
     freed, kept = _summed(done)
     return Removed((), freed, kept)
 
@@ -235,6 +236,12 @@ def _remove_file(path: str) -> tuple[int, str]:
             return 0, os.path.basename(path)
         freed = disk_size(path)
         _unlink(path)
+    return freed, ""
+
+
+def _remove_workspace(folder: str) -> tuple[int, str]:
+    freed = sum(disk_size(os.path.join(folder, name)) for name in _entries(folder))
+    shutil.rmtree(folder, ignore_errors=True)
     return freed, ""
 
 

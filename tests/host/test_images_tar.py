@@ -141,6 +141,37 @@ def test_sparse_members_and_bombs_stay_small(tmp_path: Path) -> None:
         subprocess.run(["cmp", str(sparse), str(target / "sparse")], check=True)
 
 
+@pytest.mark.parametrize(
+    "key", ["SCHILY.acl.access", "SCHILY.xattr.system.posix_acl_default", "SCHILY.xattr.user.note"]
+)
+def test_access_lists_that_are_dropped_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    with_list = header("f", pax_headers={key: "user::rwx,user:5:r--,group::r--,other::---"})
+    importer.import_file(put(tmp_path / "x.tar", header("g"), with_list))
+    told = "lists of 1 files are not kept" in capsys.readouterr().err
+    assert told is ("acl" in key)
+
+
+@pytest.mark.timeout(300)
+def test_highly_compressed_members_cost_neither_memory_nor_disk(tmp_path: Path) -> None:
+    """Half a gigabyte of zeros in a few megabytes."""
+    packed = tmp_path / "bomb.tar.gz"
+    with gzip.open(packed, "wb", compresslevel=1) as out:
+        out.write(header("zeros", size=512 * MEBI))
+        for _ in range(512):
+            out.write(bytes(MEBI))
+        out.write(bytes(1024))
+    script = f"""
+import resource; from apppot.host.images import importer
+print(importer.import_file({str(packed)!r}).size)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    size, memory = map(int, done.stdout.split())
+    assert size < 8 * MEBI and memory < 250 * 1024
+
+
 def test_odd_names_survive(tmp_path: Path) -> None:
     names = [b"new\nline", b"esc\x1b[31m", b"\xff\xfe latin", "ünï".encode(), b"n" * 255, b" "]
     names.append(b"/".join([b"deep" * 20] * 12))

@@ -95,6 +95,8 @@ def test_it_runs_as_its_base_does(apppot: Launcher, small: store.Record) -> None
     with tarfile.open(apppot.work / "n.tar") as tar:
         names = tar.getnames()
     assert "./etc/kept" in names and "./etc/gone" not in names
+    assert tool(apppot, "key", "create").status == 0
+    assert tool(apppot, "publish", "www", "next").status == 0
     # Nothing that the agent generates.
     assert not {"./etc/resolv.conf", "./etc/hostname", "./etc/sudoers.d"} & set(names)
 
