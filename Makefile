@@ -23,7 +23,7 @@ $(INSTALLED): $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[dev]'
 	@touch $@
 
-pot: $(INSTALLED)  ## Build the pot: kernel and runtime (5 minutes once).
+pot: $(INSTALLED)  ## Build the pot: kernels and runtime (a quarter of an hour once).
 	$(BIN)/apppot pot build
 
 images: pot  ## Build the base images of the demo and the tests.
