@@ -57,9 +57,17 @@ class Lease:
             interface.address(self.address, self.prefix)
             # Those to the link first: the others' gateways may be on them.
             for route in sorted(self.routes, key=lambda route: route[2] != "0.0.0.0"):
-                interface.route(*route)
+                _add_route(interface, route)
         finally:
             interface.close()
+
+
+def _add_route(interface: Interface, route: tuple[str, int, str]) -> None:
+    """Add a route; one that leads nowhere is no reason to do without the others."""
+    try:
+        interface.route(*route)
+    except OSError as error:
+        log(f"route to {route[0]}/{route[1]} by {route[2]}: {error}")
 
 
 def classless(data: bytes) -> list[tuple[str, int, str]]:
@@ -96,7 +104,12 @@ def interfaces() -> list[str]:
 
 def acquire() -> Lease | None:
     """A lease, applied; None where there is no interface or no server answers for seconds."""
-    clients = [_Client(name) for name in interfaces()]
+    clients: list[_Client] = []
+    for name in interfaces():
+        try:
+            clients.append(_Client(name))
+        except OSError as error:
+            log(f"{name}: {error}")
     if not clients:
         return None
     try:

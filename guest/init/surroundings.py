@@ -50,8 +50,8 @@ def _answer(named: Job | None) -> tuple[Answer, dhcp.Lease | None]:
 
 
 def _placed(job: Job) -> Job:
-    """The job, in its directory where it brings something back from there."""
-    if job.cwd is None and (job.outputs or job.script is not None or job.report is not None):
+    """The job, in a directory of its own; the original's words and the scripts start at home."""
+    if job.cwd is None and job.job_dir is None and not job.run_scripts:
         job.cwd = JOB_DIR.encode()
     return job
 

@@ -16,8 +16,7 @@ TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from typing import Any
 
-ADDRESS = "169.254.169.254"
-_LATEST = f"http://{ADDRESS}/latest"
+SERVICE = ("169.254.169.254", 80)
 _CONNECT_SECONDS = 2.0
 _TOKEN = "X-aws-ec2-metadata-token"
 _PAUSES = (0.5, 1.0, 2.0)
@@ -31,7 +30,7 @@ def find() -> Answer | None:
     """
     # Before `requests` is imported, which takes a machine without a cloud a second.
     try:
-        socket.create_connection((ADDRESS, 80), _CONNECT_SECONDS).close()
+        socket.create_connection(SERVICE, _CONNECT_SECONDS).close()
     except OSError as error:
         log(f"no metadata service: {error}")
         return None
@@ -64,5 +63,5 @@ def _get(path: str, headers: dict[str, str]) -> bytes:
 
 
 def _ask(method: str, path: str, headers: dict[str, str]) -> Any:
-    url = f"{_LATEST}/{path}"
+    url = f"http://{SERVICE[0]}:{SERVICE[1]}/latest/{path}"
     return web.patiently(method, url, headers, pauses=_PAUSES, accepted=(403, 404, 405))

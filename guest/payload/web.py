@@ -39,7 +39,7 @@ def patiently(
     url: str,
     headers: Mapping[str, str],
     body: Callable[[], Any] = lambda: None,
-    pauses: tuple[float, ...] = PAUSES,
+    pauses: tuple[float, ...] | None = None,
     accepted: tuple[int, ...] = (),
 ) -> Any:
     """The response to a request, which is repeated while that may help.
@@ -51,7 +51,7 @@ def patiently(
     requests = library()
     with requests.Session() as session:
         session.trust_env = False  # PID 1 has the kernel's words in its environment
-        for pause in (*pauses, None):
+        for pause in (*(PAUSES if pauses is None else pauses), None):
             problem, final = "", False
             try:
                 request = {"headers": dict(headers), "data": body(), "timeout": TIMEOUT}
@@ -62,7 +62,9 @@ def patiently(
                 final = answer.status_code < 500 and answer.status_code not in _TRY_AGAIN
             except requests.RequestException as error:
                 problem = f"{error}"
-            shown = url.split("?")[0]  # what follows may be a secret
+            # What follows the question mark may be a secret.
+            shown, _, secret = url.partition("?")
+            problem = problem.replace(secret, "…") if secret else problem
             if final or pause is None:
                 raise WebError(f"{method} {shown}: {problem}")
             log(f"{method} {shown}: {problem}; again in {pause} s")

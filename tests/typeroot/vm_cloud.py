@@ -21,14 +21,15 @@ TOKEN = "X-aws-ec2-metadata-token"
 class Cloud(ThreadingHTTPServer):
     """`metadata` by path below /latest/; `stored` by path what was PUT, with its headers.
 
-    The first PUT of each thing is answered with 503, as a store does that is busy.
+    The first PUT of each thing is answered with 503, as a store does that is busy.  `token` is the
+    status of a request for a token; with 404 or 405 the service is of version 1.
     """
 
     daemon_threads = True
 
-    def __init__(self, metadata: dict[str, bytes]) -> None:
+    def __init__(self, metadata: dict[str, bytes], token: int = 200) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.metadata = metadata
+        self.metadata, self.token = metadata, token
         self.stored: dict[str, tuple[bytes, dict[str, str]]] = {}
         self.refused: set[str] = set()
         self.tokens: set[str] = set()
@@ -44,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.log.append(f"GET {self.path}")
-        if self.headers.get(TOKEN) not in self.server.tokens:
+        if self.server.token == 200 and self.headers.get(TOKEN) not in self.server.tokens:
             self._answer(401)
             return
         data = self.server.metadata.get(self.path.removeprefix("/latest/"))
@@ -63,6 +64,9 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200)
 
     def _token(self) -> None:
+        if self.server.token != 200:
+            self._answer(self.server.token)
+            return
         if not self.headers.get(f"{TOKEN}-ttl-seconds", "").isdigit():
             self._answer(400)
             return
@@ -81,8 +85,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(metadata: dict[str, bytes]) -> Iterator[Cloud]:
-    with Cloud(metadata) as cloud:
+def serving(metadata: dict[str, bytes], token: int = 200) -> Iterator[Cloud]:
+    with Cloud(metadata, token) as cloud:
         thread = threading.Thread(target=cloud.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
