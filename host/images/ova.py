@@ -22,6 +22,7 @@ DATE = 1735689600
 # VirtualBox's VDI, version 1.1: where the header has the image's and its last change's identifier.
 VDI_IMAGE, VDI_CHANGE = 0x188, 0x198
 MEMORY_MB = 1024
+USTAR_LIMIT = 1 << 33
 OVF = "http://schemas.dmtf.org/ovf/envelope/1"
 CIM = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_"
 STREAM_OPTIMIZED = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
@@ -62,8 +63,7 @@ def write(raw: str, target: str, work: str, name: str, identity: str) -> None:
     path = os.path.join(work, disk)
     options = ("-o", "subformat=streamOptimized")
     convert(raw, "vmdk", path, identity, *options)
-    sizes = os.stat(raw).st_size, os.stat(raw).st_blocks * 512, os.stat(path).st_size
-    text = descriptor(name, disk, sizes, identity).encode()
+    text = descriptor(name, disk, os.stat(raw).st_size, os.stat(path).st_size).encode()
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     lines = [(f"{name}.ovf", hashlib.sha256(text).hexdigest()), (disk, digest)]
@@ -71,8 +71,10 @@ def write(raw: str, target: str, work: str, name: str, identity: str) -> None:
     parts = {f"{name}.ovf": text, f"{name}.mf": manifest}
     for part, data in parts.items():
         Path(work, part).write_bytes(data)
-    # The descriptor first, as the format wants it.
-    with tarfile.open(target, "x", format=tarfile.USTAR_FORMAT) as archive:
+    # The descriptor first, and in the oldest form that can tell the size: as the format wants it.
+    large = os.stat(path).st_size >= USTAR_LIMIT
+    form = tarfile.GNU_FORMAT if large else tarfile.USTAR_FORMAT
+    with tarfile.open(target, "x", format=form) as archive:
         for part in (*parts, disk):
             archive.add(os.path.join(work, part), part, filter=_neutral)
     os.unlink(path)
@@ -93,12 +95,12 @@ def _item(**fields: str | int) -> str:
     return "      <Item>\n" + "".join(f"        {row}\n" for row in rows) + "      </Item>\n"
 
 
-def descriptor(name: str, disk: str, sizes: tuple[int, int, int], identity: str) -> str:
+def descriptor(name: str, disk: str, capacity: int, length: int) -> str:
     """The OVF 1.0 description of a PC as VirtualBox has them: AHCI, e1000, BIOS.
 
-    `sizes` in bytes: the disk, what of it is not empty, and the file `disk`.
+    `capacity` of the disk and `length` of the file `disk` are in bytes.  Nothing in it goes beyond
+    the schema of OVF 1.0 (DSP8023), which allows no foreign attribute at a disk.
     """
-    capacity, used, length = sizes
     hardware = (
         _item(
             Caption="1 virtual CPU",
@@ -149,16 +151,14 @@ def descriptor(name: str, disk: str, sizes: tuple[int, int, int], identity: str)
     return f"""<?xml version="1.0"?>
 <Envelope ovf:version="1.0" xml:lang="en-US" xmlns="{OVF}" xmlns:ovf="{OVF}"
  xmlns:rasd="{CIM}ResourceAllocationSettingData"
- xmlns:vssd="{CIM}VirtualSystemSettingData"
- xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
- xmlns:vbox="http://www.virtualbox.org/ovf/machine">
+ xmlns:vssd="{CIM}VirtualSystemSettingData">
   <References>
     <File ovf:id="file1" ovf:href={quoteattr(disk)} ovf:size="{length}"/>
   </References>
   <DiskSection>
     <Info>List of the virtual disks used in the package</Info>
     <Disk ovf:capacity="{capacity}" ovf:diskId="vmdisk1" ovf:fileRef="file1"
-     ovf:format="{STREAM_OPTIMIZED}" ovf:populatedSize="{used}" vbox:uuid="{identity}"/>
+     ovf:format="{STREAM_OPTIMIZED}"/>
   </DiskSection>
   <NetworkSection>
     <Info>Logical networks used in the package</Info>
@@ -171,7 +171,6 @@ def descriptor(name: str, disk: str, sizes: tuple[int, int, int], identity: str)
     <OperatingSystemSection ovf:id="100">
       <Info>The kind of installed operating system</Info>
       <Description>Linux26_64</Description>
-      <vbox:OSType ovf:required="false">Linux26_64</vbox:OSType>
     </OperatingSystemSection>
     <VirtualHardwareSection>
       <Info>Virtual hardware requirements for a virtual machine</Info>

@@ -12,12 +12,11 @@ NAMES = {
     "vssd": ova.CIM + "VirtualSystemSettingData",
 }
 OVF = f"{{{NAMES['']}}}"
-IDENTITY = "00000001-0000-4000-8000-000000000000"
 NAME = 'a<b>&"c"'
 
 
 def envelope() -> ElementTree.Element:
-    text = ova.descriptor(NAME, f"{NAME}.vmdk", (170 << 20, 125 << 20, 99), IDENTITY)
+    text = ova.descriptor(NAME, f"{NAME}.vmdk", 170 << 20, 99)
     return ElementTree.fromstring(text)
 
 
@@ -42,6 +41,19 @@ def test_sections_are_in_the_order_of_the_schema() -> None:
     ]
     for section in (*root[1:3], *system[1:]):
         assert local(section[0]) == "Info"
+
+
+def test_nothing_goes_beyond_the_schema() -> None:
+    root = envelope()
+    (image,) = root.findall(".//Disk", NAMES)
+    assert set(image.attrib) == {
+        f"{OVF}{name}" for name in ("capacity", "diskId", "fileRef", "format")
+    }
+    (system,) = root.findall(".//OperatingSystemSection", NAMES)
+    assert [local(part) for part in system] == ["Info", "Description"]
+    assert all(
+        part.tag.startswith(tuple(f"{{{uri}}}" for uri in NAMES.values())) for part in root.iter()
+    )
 
 
 def test_every_reference_leads_somewhere() -> None:
