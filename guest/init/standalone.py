@@ -23,12 +23,11 @@ TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from typing import Any
 
-    from apppot.guest.payload.capture import Ended
-
 # Terminals of their own: /dev/console cannot be a controlling one.
 _CONSOLES = ("tty0", "ttyS0", "hvc0", "console")
 _SCRIPT = "/run/apppot-script"
 _FAILED = 125
+_NO_ENTRY = 2  # ENOENT
 
 
 class Standalone:
@@ -62,7 +61,8 @@ class Standalone:
     def failed(self, reason: str) -> None:
         """Say where the job's outputs would have gone that it could not run."""
         if self._comes_back():
-            self._send(None, reason, os.path.dirname(scratch.POINT))
+            about = {"status": _FAILED, "error": reason}
+            self._send(about, os.path.dirname(scratch.POINT))
 
     def _account(self) -> process.Account:
         try:
@@ -127,30 +127,27 @@ class Standalone:
 
     def _captured(self, account: process.Account, argv: list[bytes], console: int) -> None:
         """Run the job with its streams in pipes, and send back what it leaves."""
-        from apppot.guest.payload import capture
+        from apppot.guest.payload import capture, report
 
         work = f"{scratch.POINT}/report"
         os.makedirs(work)
         self.job.tty = False
         wake = capture.wake_on_children()
         started = process.start(self.job, account, argv)
-        problem = None
-        if started.error is not None:
-            problem = f"{started.error[1]}: {os.strerror(started.error[0])}"
-            log(problem)
         ended = capture.follow(started, work, console, wake, _end_the_rest)
-        code = self._send(ended, problem, work)
-        log(f"the job ended with status {code}")
+        about = report.describe(ended)
+        if started.error is not None:
+            number, what = started.error
+            about["status"] = 127 if number == _NO_ENTRY else 126
+            about["error"] = f"{what}: {os.strerror(number)}"
+            log(about["error"])
+        log(f"the job ended with status {self._send(about, work)}")
 
-    def _send(self, ended: Ended | None, problem: str | None, work: str) -> int:
-        """Send status and outputs; the status that is the machine's last word."""
+    def _send(self, ended: dict[str, Any], work: str) -> int:
+        """Send outputs and status, of which `ended` is a part; the machine's last word."""
         from apppot.guest.payload import report
 
-        about: dict[str, Any] = {"version": 1, "status": _FAILED, "error": problem}
-        if ended is not None:
-            about.update(report.describe(ended))
-        if problem is not None and ended is not None:
-            about["status"] = 127 if about["status"] == 127 else 126
+        about: dict[str, Any] = {"version": 1, "error": None, **ended}
         uname = os.uname()
         about["kernel"], about["machine"] = uname.release, uname.machine
         about["hostname"], about["instance"] = self.job.hostname, self.answer.instance

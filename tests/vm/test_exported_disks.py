@@ -324,13 +324,22 @@ def test_outputs_that_do_not_arrive_are_a_failure(disk: Path, out: Path, tmp_pat
         tarfile.open(out)
 
 
-def test_a_guest_that_cannot_run_the_job_says_so_where_it_was_asked(
-    disk: Path, out: Path, tmp_path: Path
+@pytest.mark.parametrize(("command", "status"), [("missing-program", 127), ("/etc/passwd", 126)])
+def test_what_cannot_be_executed_is_told(
+    disk: Path, out: Path, tmp_path: Path, command: str, status: int
 ) -> None:
-    config = job_drive(tmp_path / "config", command=["missing-program"])
+    config = job_drive(tmp_path / "config", command=[command])
     finished(uml(disk, config, out))
     found = Returned(out.read_bytes())
-    assert (found.status["status"], "missing-program" in found.status["error"]) == (127, True)
+    assert (found.status["status"], command in found.status["error"]) == (status, True)
+
+
+def test_a_job_that_was_not_started_is_told(disk: Path, out: Path, tmp_path: Path) -> None:
+    config = job_drive(tmp_path / "config", command=["true"], workdir="/nowhere")
+    text = finished(uml(disk, config, out))
+    assert "the job ended with status 125" in text, text
+    found = Returned(out.read_bytes())
+    assert (found.status["status"], "/nowhere" in found.status["error"]) == (125, True)
 
 
 # --- the files -----------------------------------------------------------------------------------
