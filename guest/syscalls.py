@@ -64,6 +64,16 @@ class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
+class _Text(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """A C string, which lives as long as this object."""
+
+    _type_ = "z"
+
+    def address(self) -> int:
+        """Where it lies in memory."""
+        return int(struct.unpack("@P", bytes(self))[0])
+
+
 class _Function(_ctypes.CFuncPtr):
     """A function of the C library that sets errno and returns a long."""
 
@@ -212,11 +222,17 @@ class Interface:
 
     def default_route(self, gateway: str) -> None:
         """Send what has no other way to `gateway`."""
-        any_address = _sockaddr("0.0.0.0")
+        self.route("0.0.0.0", 0, gateway)
+
+    def route(self, network: str, prefix: int, gateway: str) -> None:
+        """Send what is for the network to `gateway`; 0.0.0.0: its machines are on this link."""
+        mask = _dotted((0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF)
+        flags = _RTF_UP | (_RTF_GATEWAY if gateway != "0.0.0.0" else 0)
+        device = _Text(self._name.rstrip(b"\0"))
         route = struct.pack(
-            "<Q16s16s16sHhQQh6xQQQH6x",
-            *(0, any_address, _sockaddr(gateway), any_address),
-            *(_RTF_UP | _RTF_GATEWAY, 0, 0, 0, 0, 0, 0, 0, 0),
+            "<Q16s16s16sHh4xQQh6xQQQH6x",
+            *(0, _sockaddr(network), _sockaddr(gateway), _sockaddr(mask)),
+            *(flags, 0, 0, 0, 0, device.address(), 0, 0, 0),
         )
         fcntl.ioctl(self._fd, _SIOCADDRT, route)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from apppot.guest import shares
+from apppot.guest.init import network
 from apppot.guest.merge.root import GENERATED, SUPPLY, find
 from apppot.guest.protocol.job import HOME, JOB_DIR, USER
 
@@ -158,7 +159,7 @@ def generate(job: Job, points: list[str]) -> None:
     _accounts(writer, job)
     _host_name(writer, job)
     if job.network is not None:
-        writer.write("etc/resolv.conf", f"nameserver {job.network.dns}\n")
+        writer.write("etc/resolv.conf", network.resolver(job.network))
     if job.localtime is not None:
         writer.write("etc/localtime", job.localtime)
     _sudo(writer, any(layer.fstype in shares.KINDS for layer in job.layers))

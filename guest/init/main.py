@@ -25,6 +25,7 @@ TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from apppot.guest.init.standalone import Standalone
     from apppot.guest.payload import outputs
 
 _MODULES = "/run/apppot/modules"
@@ -39,6 +40,7 @@ class Boot:
         self.line = sources.CommandLine(b"")
         self.job = Job()
         self.session: session.Session | None = None
+        self.standalone: Standalone | None = None  # where there is no launcher
         self.points: list[str] = []
         self.in_place = False  # the image itself is written to
         self.step = "start"
@@ -60,7 +62,14 @@ def _channel(boot: Boot) -> None:
 
 
 def _job(boot: Boot) -> None:
-    boot.job = sources.find_job(boot.line)
+    named = sources.find_job(boot.line)
+    if boot.session is not None:
+        boot.job = named or Job(run_scripts=True)
+        return
+    from apppot.guest.init.standalone import Standalone
+
+    boot.standalone = Standalone(boot.line, named)
+    boot.job = boot.standalone.job
 
 
 def _modules(boot: Boot) -> None:
@@ -85,7 +94,8 @@ def _layers(boot: Boot) -> None:
 
 
 def _has_base(boot: Boot) -> bool:
-    return bool(boot.job.layers) and "apppot.drive" in boot.line.words
+    words = boot.line.words
+    return bool(boot.job.layers) and ("apppot.drive" in words or sources.DISK_WORD in words)
 
 
 def _writable(point: str, layer: Layer) -> bool:
@@ -251,6 +261,9 @@ def _report_failure(boot: Boot, error: BaseException) -> None:
     """Say on the console, and to the launcher if there is one, which step failed and why."""
     log(f"step {boot.step!r} failed: {type(error).__name__}: {error}")
     if boot.session is None:
+        if boot.standalone is not None:
+            boot.standalone.failed(f"step {boot.step!r} failed: {error}")
+        log("the job ended with status 125")
         return
     reason = {"step": boot.step, "reason": f"{error}" or type(error).__name__}
     boot.session.channel.send(frames.FAILED, payload=dumps(reason).encode("ascii")[:4000])
@@ -261,19 +274,27 @@ def _run(boot: Boot) -> None:
     _boot(boot)
     if boot.session is not None:
         _serve(boot, boot.session)
-    else:
-        from apppot.guest.init import standalone
-
-        if boot.job.network is not None:
+    elif boot.standalone is not None:
+        if boot.job.network is not None and boot.standalone.lease is None:
             boot.step = "network"
             network.bring_up(boot.job.network)
         boot.step = "payload"
-        standalone.serve(boot.job, boot.line.consoles)
+        boot.standalone.serve()
         root.release(boot.points)
+
+
+def _fill_standard_streams() -> None:
+    """Where the machine has no console, the kernel opens none: what is opened first is no log."""
+    try:
+        os.fstat(2)
+    except OSError:
+        while os.open(os.devnull, os.O_RDWR) < 2:
+            pass
 
 
 def main() -> None:
     """Boot, serve, and whatever happens: sync and power off."""
+    _fill_standard_streams()
     boot = Boot()
     try:
         _run(boot)

@@ -18,6 +18,11 @@ def loopback() -> None:
         interface.close()
 
 
+def resolver(network: Network) -> str:
+    """The text of /etc/resolv.conf."""
+    return "".join([f"nameserver {server}\n" for server in network.dns.split()])
+
+
 def bring_up(network: Network) -> None:
     """Set the job's interface up, with address and default route.
 

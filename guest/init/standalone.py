@@ -1,7 +1,8 @@
 """A guest without a launcher: booted by a bare kernel command line, libvirt, a cloud.
 
-The payload has the machine's console as its controlling terminal; its status is the last line
-there, then the guest powers off.
+The payload has the machine's console as its controlling terminal; or, where its outputs go
+somewhere, two pipes that are copied there.  Its status is the last line on the console, then the
+guest powers off.
 """
 
 from __future__ import annotations
@@ -12,69 +13,166 @@ import os
 import time
 
 from apppot.guest.console import log
-from apppot.guest.merge import root
+from apppot.guest.init import dhcp, surroundings
+from apppot.guest.merge import root, scratch
 from apppot.guest.payload import process, sources
-from apppot.guest.protocol.job import USER, JobError
+from apppot.guest.payload.configdrive import Answer
+from apppot.guest.protocol.job import JOB_DIR, USER, Job, JobError
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
-    from apppot.guest.protocol.job import Job
+    from typing import Any
 
 # Terminals of their own: /dev/console cannot be a controlling one.
 _CONSOLES = ("tty0", "ttyS0", "hvc0", "console")
+_SCRIPT = "/run/apppot-script"
+_FAILED = 125
+_NO_ENTRY = 2  # ENOENT
 
 
-def serve(job: Job, consoles: list[str]) -> None:
-    """Run the job, or without one a login shell, on the console; then return.
+class Standalone:
+    """What a guest without a launcher knows of its job."""
 
-    `consoles` are the kernel's own by name, the one that it prefers last.
-    """
-    account = _account(job)
-    argv = job.argv
-    if not argv and job.run_scripts:
-        argv = [path.encode() for path in sources.scripts(root.ROOT)[:1]]
-    console = _open_console([*reversed(consoles), *_CONSOLES])
-    # The account may open its own terminal again by name.
-    os.chown(console, account.uid, -1)
-    status = _wait(_start(job, account, argv, console))
-    _end_the_rest()
-    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-    log(f"the job ended with status {code}")
+    def __init__(self, line: sources.CommandLine, named: Job | None) -> None:
+        self.consoles = line.consoles
+        answer, self.lease = surroundings.find(line, named)
+        self.answer: Answer = answer
+        self.job: Job = answer.job
+        self.disk: str | None = None
+
+    def serve(self) -> None:
+        """Run the job, or without one a login shell, on the console; then return."""
+        account = self._account()
+        argv = self._command()
+        self._keep_lease()
+        self._job_directory(account)
+        names = [*reversed(self.consoles), *_CONSOLES]
+        if argv and self._comes_back():
+            # A job that is heard of elsewhere needs no console.
+            self._captured(account, argv, _open_console([*names, "null"]))
+            return
+        console = _open_console(names)
+        # The account may open its own terminal again by name.
+        os.chown(console, account.uid, -1)
+        status = _wait(self._start(account, argv, console))
+        _end_the_rest()
+        log(f"the job ended with status {_exit_code(status)}")
+
+    def failed(self, reason: str) -> None:
+        """Say where the job's outputs would have gone that it could not run."""
+        if self._comes_back():
+            about = {"status": _FAILED, "error": reason}
+            self._send(about, os.path.dirname(scratch.POINT))
+
+    def _account(self) -> process.Account:
+        try:
+            return process.find_account(self.job)
+        except JobError as error:
+            log(f"{error}: the job runs as {USER!r}")
+            self.job.user = USER
+            return process.find_account(self.job)
+
+    def _command(self) -> list[bytes]:
+        """What is executed; empty for a login shell."""
+        job = self.job
+        if job.script is not None:
+            path = root.ROOT + _SCRIPT
+            with open(path, "wb") as file:
+                file.write(job.script)
+            os.chmod(path, 0o755)
+            return [_SCRIPT.encode(), *job.argv]
+        if not job.argv and job.run_scripts:
+            return [path.encode() for path in sources.scripts(root.ROOT)[:1]]
+        return job.argv
+
+    def _job_directory(self, account: process.Account) -> None:
+        """Make the job directory where the job is to start in it, and nobody shows one."""
+        if self.job.cwd == JOB_DIR.encode() and not os.path.isdir(root.ROOT + JOB_DIR):
+            os.makedirs(root.ROOT + JOB_DIR)
+            os.chown(root.ROOT + JOB_DIR, account.uid, account.gid)
+
+    def _keep_lease(self) -> None:
+        lease: dhcp.Lease | None = self.lease
+        if lease is not None and os.fork() == 0:
+            try:
+                dhcp.renew(lease)
+            except OSError as error:
+                log(f"the address {lease.address} is not renewed: {error}")
+            finally:
+                os._exit(0)
+
+    def _comes_back(self) -> bool:
+        """Whether somebody wants to know how the job went."""
+        from apppot.guest.payload import report
+
+        wanted = self.job.report
+        named = wanted.disk if wanted is not None else None
+        self.disk = named or report.find_disk(sources.block_devices())
+        return self.disk is not None or wanted is not None
+
+    def _start(self, account: process.Account, argv: list[bytes], console: int) -> int:
+        failed_read, failed_write = os.pipe()  # close-on-exec: end of file means that exec worked
+        pid = os.fork()
+        if pid == 0:
+            stdio = (console, console, console)
+            process.become_payload(self.job, account, argv, root.ROOT, stdio, True, failed_write)
+        os.close(failed_write)
+        os.close(console)
+        report = os.read(failed_read, 4096)
+        os.close(failed_read)
+        if report:
+            number, what, _ = process.failure(report)
+            log(f"{what}: {os.strerror(number)}")
+        return pid
+
+    def _captured(self, account: process.Account, argv: list[bytes], console: int) -> None:
+        """Run the job with its streams in pipes, and send back what it leaves."""
+        from apppot.guest.payload import capture, report
+
+        work = f"{scratch.POINT}/report"
+        os.makedirs(work)
+        self.job.tty = False
+        wake = capture.wake_on_children()
+        started = process.start(self.job, account, argv)
+        ended = capture.follow(started, work, console, wake, _end_the_rest)
+        about = report.describe(ended)
+        if started.error is not None:
+            number, what = started.error
+            about["status"] = 127 if number == _NO_ENTRY else 126
+            about["error"] = f"{what}: {os.strerror(number)}"
+            log(about["error"])
+        log(f"the job ended with status {self._send(about, work)}")
+
+    def _send(self, ended: dict[str, Any], work: str) -> int:
+        """Send outputs and status, of which `ended` is a part; the machine's last word."""
+        from apppot.guest.payload import report
+
+        about: dict[str, Any] = {"version": 1, "error": None, **ended}
+        uname = os.uname()
+        about["kernel"], about["machine"] = uname.release, uname.machine
+        about["hostname"], about["instance"] = self.job.hostname, self.answer.instance
+        about["source"] = self.answer.source
+        folder = root.ROOT + JOB_DIR
+        about["outputs"], about["missing"] = report.collect(folder, self.job.outputs)
+        outputs = report.Outputs(about, work, folder, about["outputs"])
+        problems = report.send(outputs, self.job.report, self.disk)
+        for text in problems:
+            log(f"the job's status {about['status']} is not reported: {text}")
+        return _FAILED if problems else int(about["status"])
 
 
-def _account(job: Job) -> process.Account:
-    try:
-        return process.find_account(job)
-    except JobError as error:
-        log(f"{error}: the job runs as {USER!r}")
-        job.user = USER
-        return process.find_account(job)
-
-
-def _start(job: Job, account: process.Account, argv: list[bytes], console: int) -> int:
-    failed_read, failed_write = os.pipe()  # close-on-exec: end of file means that exec worked
-    pid = os.fork()
-    if pid == 0:
-        stdio = (console, console, console)
-        process.become_payload(job, account, argv, root.ROOT, stdio, True, failed_write)
-    os.close(failed_write)
-    os.close(console)
-    report = os.read(failed_read, 4096)
-    os.close(failed_read)
-    if report:
-        number, what, _ = process.failure(report)
-        log(f"{what}: {os.strerror(number)}")
-    return pid
+def _exit_code(status: int) -> int:
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
 def _open_console(names: list[str]) -> int:
-    """The first of the terminals /dev/NAME that opens."""
+    """The first of the terminals /dev/NAME that opens; `null` is one where it is named."""
     for name in names:
         try:
             fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:
             continue
-        if os.isatty(fd):
+        if os.isatty(fd) or name == "null":
             return fd
         os.close(fd)
     raise OSError("no console can be opened")

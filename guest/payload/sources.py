@@ -2,7 +2,8 @@
 
 Our launcher always gives a config drive.  A guest that is booted by anything else takes the
 kernel command line's words (`apppot.job=`, the original's `apppot.uid=` and the like, and the
-command after `--`), a config drive that it finds, then the scripts `apppot-run` in the job
+command after `--`), a config drive that it finds (ours; the two of clouds are read by
+`configdrive`), a metadata service (`metadata`), then the scripts `apppot-run` in the job
 directory and `apppot-autorun` in the image, then a shell.
 """
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # User-Mode Linux puts this behind the command line that names no console.
 _KERNEL_APPENDS = b" console=tty0"
+# The word that says that the root is a partition of one of our bootable disks.
+DISK_WORD = "apppot.disk"
 AUTORUN = (f"{HOME}/apppot-autorun", "/usr/bin/apppot-autorun", "/apppot-autorun")
 
 
@@ -74,18 +77,24 @@ def split_words(text: bytes) -> list[bytes]:
         return text.split()
 
 
-def find_job(line: CommandLine) -> Job:
-    """The job of this guest.  Raises JobError or DriveError when a named source is broken."""
+def find_job(line: CommandLine) -> Job | None:
+    """The job in the command line or on a config drive of ours; None where there is none.
+
+    Raises JobError or DriveError when a named source is broken.
+    """
     if "apppot.drive" in line.words:
         return Job.load(read_job(os.fsdecode(line.words["apppot.drive"])))
     if "apppot.job" in line.words:
         return Job.load(_decode_word(line.words["apppot.job"]))
     if is_original(line):
         return original_job(line)
-    drive = _find_drive(_block_devices())
-    if drive is not None:
-        return Job.load(read_job(drive))
-    return Job(run_scripts=True)
+    drive = _find_drive(block_devices())
+    if drive is None:
+        return None
+    # Not on the boot path of our own launcher, which names its drive.
+    from apppot.guest.payload import userdata
+
+    return userdata.described(read_job(drive))
 
 
 def _decode_word(word: bytes) -> bytes:
@@ -96,7 +105,7 @@ def _decode_word(word: bytes) -> bytes:
         raise JobError(f"apppot.job= is not base64url: {error}") from error
 
 
-def _block_devices() -> list[str]:
+def block_devices() -> list[str]:
     """The disks and partitions that have a size, by name."""
     with open("/proc/partitions", encoding="ascii") as table:
         rows = [line.split() for line in table][2:]

@@ -2,7 +2,8 @@
 
 Read as a block device without mounting it.  A volume label member could not come first, so the
 drive is known by the name of its first member.  Where the job directory is copied, its files are
-the members after that, below JOB_FILES, in the pax format.
+the members after that, below JOB_FILES, in the pax format.  A bootable disk of ours has one more
+drive, which describes the disk itself.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 
 JOB_MEMBER = b"apppot/job.json"
 JOB_FILES = b"job/"
+DISK_MEMBER = b"apppot/disk.json"
 BLOCK = 512
 _MAX_JOB = 64 << 20
 
@@ -19,14 +21,14 @@ class DriveError(ValueError):
     """The device or file is not a config drive."""
 
 
-def pack(job: bytes) -> bytes:
+def pack(job: bytes, member: bytes = JOB_MEMBER) -> bytes:
     """A config drive with the given job description."""
-    return first_member(job) + bytes(2 * BLOCK)
+    return first_member(job, member) + bytes(2 * BLOCK)
 
 
-def first_member(job: bytes) -> bytes:
+def first_member(job: bytes, member: bytes = JOB_MEMBER) -> bytes:
     """How a drive with the given job description begins."""
-    return _header(JOB_MEMBER, len(job)) + job + bytes(-len(job) % BLOCK)
+    return _header(member, len(job)) + job + bytes(-len(job) % BLOCK)
 
 
 def _header(name: bytes, size: int) -> bytes:
@@ -47,12 +49,12 @@ def _header(name: bytes, size: int) -> bytes:
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
-def read_job(path: str) -> bytes:
+def read_job(path: str, member: bytes = JOB_MEMBER) -> bytes:
     """The job description on the drive at `path`.  Raises DriveError, OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         header = os.read(fd, BLOCK)
-        size = _job_size(header, path)
+        size = _job_size(header, path, member)
         data = bytearray()
         while len(data) < size:
             piece = os.read(fd, size - len(data))
@@ -64,9 +66,9 @@ def read_job(path: str) -> bytes:
         os.close(fd)
 
 
-def _job_size(header: bytes, path: str) -> int:
+def _job_size(header: bytes, path: str, member: bytes) -> int:
     name = header[:100].rstrip(b"\0")
-    if len(header) != BLOCK or name != JOB_MEMBER or header[257:262] != b"ustar":
+    if len(header) != BLOCK or name != member or header[257:262] != b"ustar":
         raise DriveError(f"{path} is not a config drive")
     checked = header[:148] + b" " * 8 + header[156:]
     try:

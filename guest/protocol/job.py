@@ -141,9 +141,28 @@ class Network(_Record):
     address: str = "10.0.2.100"
     prefix: int = 24
     gateway: str = "10.0.2.2"
-    dns: str = "10.0.2.3"
+    dns: str = "10.0.2.3"  # several are parted by spaces
     mtu: int = 1500
     confirm: bool = False  # the launcher has something to do once the interface is up
+
+
+class Report(_Record):
+    """Where a guest without a launcher says how its job went.  URLs take a PUT."""
+
+    FIELDS = dict.fromkeys(("put", "status", "outputs", "disk", "headers"), _PLAIN)
+    put: str | None = None  # URL of a folder: stands for status.json and outputs.tar.gz in it
+    status: str | None = None  # URL for the status, JSON
+    outputs: str | None = None  # URL for the outputs, a compressed tar
+    disk: str | None = None  # block device that takes both as a tar; None: one that offers itself
+    headers: dict[str, str] = {}  # sent with each request
+
+    def status_url(self) -> str | None:
+        """Where the status goes."""
+        return self.status or (f"{self.put.rstrip('/')}/status.json" if self.put else None)
+
+    def outputs_url(self) -> str | None:
+        """Where the outputs go."""
+        return self.outputs or (f"{self.put.rstrip('/')}/outputs.tar.gz" if self.put else None)
 
 
 class Job(_Record):
@@ -151,6 +170,7 @@ class Job(_Record):
 
     FIELDS = {
         "argv": _LIST,
+        "script": _BYTES,
         "env": _PAIRS,
         "cwd": _BYTES,
         "user": _PLAIN,
@@ -175,6 +195,7 @@ class Job(_Record):
         "follow": _LIST,
         "exchange": _BYTES,
         "modules": _BYTES,
+        "report": _PLAIN,
         "network": _PLAIN,
         "hostname": _PLAIN,
         "localtime": _BYTES,
@@ -182,6 +203,7 @@ class Job(_Record):
         "run_scripts": _PLAIN,
     }
     argv: list[bytes] = []  # empty: a login shell
+    script: bytes | None = None  # contents of the program that is run, with argv its arguments
     env: dict[bytes, bytes] = {}
     cwd: bytes | None = None  # None: the job directory, else the home directory
     user: str = USER  # who runs the payload: USER, or an account of the image
@@ -206,6 +228,7 @@ class Job(_Record):
     follow: list[bytes] = []  # paths of files that come back while they grow
     exchange: bytes | None = None  # source of the directory where chunks of stdin appear
     modules: bytes | None = None  # hostfs path of kernel modules, for a kernel that needs them
+    report: Report | None = None  # where to, without a launcher
     network: Network | None = None
     hostname: str = "apppot"
     localtime: bytes | None = None  # contents for /etc/localtime
@@ -221,6 +244,7 @@ class Job(_Record):
         fields["layers"] = [layer.to_json() for layer in self.layers]
         fields["mounts"] = [mount.to_json() for mount in self.mounts]
         fields["network"] = self.network and self.network.to_json()
+        fields["report"] = self.report and self.report.to_json()
         return {"version": VERSION, **fields}
 
     def dump(self) -> bytes:
@@ -240,4 +264,5 @@ class Job(_Record):
         job.layers = [Layer.from_json(item) for item in job.layers]
         job.mounts = [Mount.from_json(item) for item in job.mounts]
         job.network = None if job.network is None else Network.from_json(job.network)
+        job.report = None if job.report is None else Report.from_json(job.report)
         return job

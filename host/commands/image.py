@@ -120,11 +120,25 @@ def _configure_upkeep(actions: argparse._SubParsersAction[argparse.ArgumentParse
     tag.add_argument("--force", action="store_true", help="the name may move from another image")
     tag.set_defaults(func=_tag)
 
-    text = "write an image to a file for other tools"
+    text = "write an image to a file for other tools, or as a disk that boots by itself"
     export = actions.add_parser("export", help=text, description=text, allow_abbrev=False)
     export.add_argument("image", metavar="IMAGE", help="name[:version], digest or path")
-    export.add_argument("--format", choices=("tar", "oci", "raw", "qcow2"), default="tar")
+    forms = ("tar", "oci", "raw", "qcow2", "vdi", "vmdk", "ova")
+    export.add_argument("--format", choices=forms, default="tar")
     export.add_argument("-o", "--output", metavar="FILE", required=True, help="for oci a directory")
+    export.add_argument(
+        "--changes",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="changes over the image on a disk that boots; may be repeated, the last on top",
+    )
+    export.add_argument(
+        "--scratch", metavar="SIZE", help="space on the disk for what jobs write; default: memory"
+    )
+    export.add_argument(
+        "--no-boot", action="store_true", help="raw, qcow2: one ext4 file system, no boot loader"
+    )
     export.set_defaults(func=_export)
 
 
@@ -294,8 +308,11 @@ def _tag(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from apppot.host.images import export
+    from apppot.host.units import parse_size
 
-    export.export(args.image, args.format, args.output)
+    scratch = parse_size(args.scratch, "M") if args.scratch else 0
+    wishes = export.Wishes(not args.no_boot, tuple(args.changes), scratch)
+    export.export(args.image, args.format, args.output, wishes)
     return 0
 
 

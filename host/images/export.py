@@ -1,4 +1,4 @@
-"""Images for other tools: tar, OCI layout, raw ext4 disk, qcow2.
+"""Images for other tools: tar, OCI layout, and disks, which boot or hold one ext4 file system.
 
 A squashfs becomes a tar by squashfs-tools-ng where that is installed; all else is read by a
 virtual machine, which mounts the image and needs no root for the owners in it.  What is written
@@ -18,16 +18,19 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from apppot.host import process
 from apppot.host.errors import ImageError, UsageError
 from apppot.host.images import store
 from apppot.host.images.oci import MACHINES, REFERENCE
-from apppot.host.images.probe import ImageFormat
+from apppot.host.images.probe import ImageFormat, require_bootable
 from apppot.host.images.store import Image
 from apppot.host.progress import Progress
 
+DISKS = ("raw", "qcow2", "vdi", "vmdk", "ova")
+ONLY_BOOTABLE = ("vdi", "vmdk", "ova")
 CHUNK = 1 << 20
 TIMEOUT = 6 * 3600.0
 LAUNCHER = "from apppot.host.cli import main; main()"
@@ -63,11 +66,25 @@ umount /run/export/disk
 )
 
 
-def export(reference: str, form: str, output: str) -> None:
+@dataclass(frozen=True)
+class Wishes:
+    """How a disk is to be: whether it boots; with which changes over the image, lowest first;
+    with how many bytes for what jobs write, 0 for the machine's memory.
+    """
+
+    boot: bool = True
+    changes: tuple[str, ...] = ()
+    scratch: int = 0
+
+
+def export(reference: str, form: str, output: str, wishes: Wishes | None = None) -> None:
     """Write the image `reference` to the new file (for `oci` directory) `output`.
 
-    Raises ImageError, and UsageError where `output` is there already.
+    Raises ImageError, PotError, and UsageError where `output` is there already or the wishes do
+    not go together.
     """
+    wishes = wishes or Wishes()
+    _check(form, wishes)
     image = store.resolve(reference)
     if os.path.lexists(output):
         raise UsageError(f"{output!r} is there already", "remove it, or name another -o")
@@ -84,13 +101,24 @@ def export(reference: str, form: str, output: str) -> None:
         raise ImageError(f"{folder} cannot be written: {error.strerror}") from None
     held = store.hold(image.path)
     try:
-        with Progress(f"exporting {reference} to {output}"):
+        with Progress(f"exporting {reference} to {output}") as progress:
             made = os.path.join(work, "result")
-            writers[form](image, made)
+            if form in DISKS and wishes.boot:
+                _bootable(image, form, made, wishes, progress)
+            else:
+                writers[form](image, made)
             os.rename(made, output)
     finally:
         os.close(held)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _check(form: str, wishes: Wishes) -> None:
+    if form in ONLY_BOOTABLE and not wishes.boot:
+        raise UsageError(f"--no-boot knows no {form}", "raw or qcow2; a disk that boots is any")
+    if (wishes.changes or wishes.scratch) and (form not in DISKS or not wishes.boot):
+        hint = f"one of --format {', '.join(DISKS)}"
+        raise UsageError("changes and scratch space go on a disk that boots", hint)
 
 
 # --- tar ---------------------------------------------------------------------------------------
@@ -237,6 +265,32 @@ def _write_json(path: str, value: object) -> None:
 # --- disks -------------------------------------------------------------------------------------
 
 
+def _bootable(image: Image, form: str, target: str, wishes: Wishes, progress: Progress) -> None:
+    from apppot.host.images import disk, ova
+
+    if form != "raw":
+        _require_qemu_img(form)
+    over = disk.resolve_changes(wishes.changes, image)
+    for one in (image, *over):
+        require_bootable(one.probed, one.path)
+    raw = target if form == "raw" else f"{target}.raw"
+    work = os.path.dirname(target)
+    identity = disk.write(image, over, raw, work, wishes.scratch, progress)
+    match form:
+        case "raw":
+            return
+        case "ova":
+            name = image.record.name if image.record else os.path.basename(image.path)
+            ova.write(raw, target, work, name.split(".")[0], identity)
+        case _:
+            ova.convert(raw, form, target, identity)
+
+
+def _require_qemu_img(form: str) -> None:
+    if shutil.which("qemu-img") is None:
+        raise ImageError(f"qemu-img, which writes {form}, is missing", "apt-get install qemu-utils")
+
+
 def _raw(image: Image, target: str) -> None:
     with open(target, "xb"):
         pass  # the guest gives it its length
@@ -245,8 +299,7 @@ def _raw(image: Image, target: str) -> None:
 
 
 def _qcow2(image: Image, target: str) -> None:
-    if shutil.which("qemu-img") is None:
-        raise ImageError("qemu-img, which writes qcow2, is missing", "apt-get install qemu-utils")
+    _require_qemu_img("qcow2")
     raw = f"{target}.raw"
     _raw(image, raw)
     process.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, target], timeout=TIMEOUT)

@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 from apppot.guest.payload import sources
-from apppot.guest.payload.sources import CommandLine, find_job, split_words
+from apppot.guest.payload.sources import CommandLine, split_words
 from apppot.guest.protocol.drive import pack
 from apppot.guest.protocol.job import Job, JobError
 from hypothesis import given
 from hypothesis import strategies as st
+
+
+def find_job(line: CommandLine) -> Job:
+    """The job of a guest that has one."""
+    job = sources.find_job(line)
+    assert job is not None
+    return job
+
 
 BOOT = b"root=/dev/ubda ro init=/sbin/apppot-init "
 
@@ -101,7 +109,7 @@ def test_a_drive_is_found_among_other_disks(
     (tmp_path / "a").write_bytes(bytes(4096))
     (tmp_path / "b").write_bytes(pack(Job(argv=[b"x"]).dump()))
     devices = [str(tmp_path / name) for name in ("missing", "a", "b")]
-    monkeypatch.setattr(sources, "_block_devices", lambda: devices)
+    monkeypatch.setattr(sources, "block_devices", lambda: devices)
     assert find_job(CommandLine(BOOT)).argv == [b"x"]
     # A command in the command line comes first.
     assert find_job(CommandLine(BOOT + b"-- y")).argv == [b"y"]

@@ -21,7 +21,7 @@ from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job
 from apppot.host import paths
 from apppot.host.errors import ApppotError
-from apppot.host.images.export import export
+from apppot.host.images.export import Wishes, export
 from apppot.host.pot.apt import Apt
 from vm_harness import embedded_image, eventually
 
@@ -166,7 +166,7 @@ def squashfs() -> str:
 def raw(squashfs: str, tmp_path: Path) -> Path:
     """The embedded image as a disk that can be written to."""
     image = tmp_path / "root.raw"
-    export(squashfs, "raw", str(image))
+    export(squashfs, "raw", str(image), Wishes(boot=False))
     return image
 
 

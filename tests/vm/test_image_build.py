@@ -187,7 +187,7 @@ def test_a_raw_disk_and_a_qcow2_hold_the_image(
     base: store.Image, own_store: Path, tmp_path: Path, apppot: Launcher
 ) -> None:
     disk = tmp_path / "disk.img"
-    export.export(base.path, "raw", str(disk))
+    export.export(base.path, "raw", str(disk), export.Wishes(boot=False))
     assert apppot(str(disk), "cat", "/etc/debian_version").ok() == b"12.15\n"
     tree = "find / -xdev -path /home -prune -o -path /etc -prune -o -printf '%p %U %G %m %l %s\\n'"
     script = f"{tree} | grep -v '^/[^/]* ' | grep -v lost+found | grep -v ^/tmp | sort | sha256sum"
@@ -196,7 +196,7 @@ def test_a_raw_disk_and_a_qcow2_hold_the_image(
     assert apppot(base.path, "sh", "-c", script).ok() == apppot(str(disk), "sh", "-c", script).ok()
     if shutil.which("qemu-img") is None:
         return
-    export.export(base.path, "qcow2", str(tmp_path / "disk.qcow2"))
+    export.export(base.path, "qcow2", str(tmp_path / "disk.qcow2"), export.Wishes(boot=False))
     argv = ["qemu-img", "info", "--output=json", str(tmp_path / "disk.qcow2")]
     info = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
     assert info["format"] == "qcow2" and info["virtual-size"] >= 150 << 20

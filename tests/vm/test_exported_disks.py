@@ -1,0 +1,373 @@
+"""Disks that boot by themselves, on the devices that VirtualBox has: AHCI, e1000, BIOS and UEFI.
+
+What the guest's side makes of a job's sources is tested on the same disks under User-Mode Linux,
+where a boot takes a second.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apppot.guest.protocol import drive
+from apppot.host.images.export import Wishes, export
+from apppot.host.pot.layout import find_pot
+from vm_cloud import serving
+from vm_harness import IMAGE, RELEASE, ROOT, eventually
+
+QEMU = "qemu-system-x86_64"
+OVMF = "/usr/share/OVMF/OVMF_CODE.fd"
+BOOT = 150  # seconds: an emulated processor beside other tests
+ALSO = 60
+OUTPUT_BYTES = 4 << 20
+# The third and fourth partition of the disk are its description and the runtime.
+RUNTIME = "ubda4"
+CHANGED = "from the changes"
+DATA = random.Random(7).randbytes(200_000)
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base image with changes over it, as a disk that boots."""
+    for tool in (QEMU, "grub-mkimage", "mcopy", "mkfs.fat", "sfdisk"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is missing: see image-recipes/host/packages.txt")
+    folder = tmp_path_factory.mktemp("exported")
+    tree = folder / "tree"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc" / "changed").write_text(CHANGED)
+    changes = folder / "changes.sqfs"
+    tool_run("mksquashfs", tree, changes, "-quiet", "-all-root", "-no-progress")
+    target = folder / "disk.raw"
+    export(IMAGE, "raw", str(target), Wishes(changes=(str(changes),)))
+    return target
+
+
+def tool_run(*argv: str | os.PathLike[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=ALSO, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def text_of(output: bytes) -> str:
+    """What a serial line showed, without what firmware says to a terminal."""
+    return re.sub(r"\r|\x1b(c|\[[=0-9;?]*[A-Za-z])", "", output.decode(errors="replace"))
+
+
+def finished(argv: list[str], *, console: bool = True) -> str:
+    """The console of a machine that powers itself off."""
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=BOOT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+        text = text_of(output)
+        assert process.returncode == 0, text
+        assert "reboot: Power down" in text or not console, text
+    return text
+
+
+def pc(disk: Path, others: list[str], *words: str) -> list[str]:
+    """A PC with disks at an AHCI controller, and nothing that was not asked for."""
+    argv = [QEMU, "-M", "pc,accel=tcg,usb=off", "-cpu", "max", "-m", "512", "-nodefaults"]
+    argv += ["-display", "none", "-no-reboot", "-device", "ahci,id=ahci"]
+    # The disk stays as it is: what is written goes to a file that QEMU forgets.
+    drives = [f"file={disk},format=raw,snapshot=on,file.locking=off", *others]
+    for number, words_of_drive in enumerate(drives):
+        kind = "ide-cd" if "media=cdrom" in words_of_drive else "ide-hd"
+        argv += ["-drive", f"{words_of_drive},if=none,id=d{number}"]
+        argv += ["-device", f"{kind},drive=d{number},bus=ahci.{number}"]
+    return [*argv, *words]
+
+
+SERIAL = ("-serial", "stdio")
+
+
+def uml(disk: Path, *others: Path) -> list[str]:
+    """The same disks under the pot's own kernel for User-Mode Linux."""
+    argv = [find_pot().kernel.path, "mem=256M", "seccomp=on", f"ubd0r={disk}"]
+    argv += [f"ubd{number}={path}" for number, path in enumerate(others, 1)]
+    argv += [f"root=/dev/{RUNTIME}", "ro", "rootfstype=ext4", "init=/sbin/apppot-init"]
+    return [*argv, "apppot.disk", "con=null", "con0=null,fd:1", "quiet"]
+
+
+def job_drive(path: Path, **words: object) -> Path:
+    path.write_bytes(drive.pack(json.dumps({"apppot": 1, **words}).encode()))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A disk that offers itself for outputs."""
+    path = tmp_path / "out"
+    with open(path, "wb") as file:
+        file.write(b"APPPOT-OUT")
+        file.truncate(OUTPUT_BYTES)
+    return path
+
+
+class Returned:
+    """A tar that came back: its status, and its members."""
+
+    def __init__(self, data: bytes) -> None:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            self.members = {
+                member.name: archive.extractfile(member).read()  # type: ignore[union-attr]
+                for member in archive
+                if member.isfile()
+            }
+        self.status: dict[str, Any] = json.loads(self.members["apppot/status.json"])
+        assert next(iter(self.members)) == "apppot/status.json"
+        assert self.status["kernel"].startswith(RELEASE)
+
+    def said(self) -> str:
+        return self.members["apppot/stdout"].decode()
+
+
+def iso(path: Path, label: str, files: dict[str, bytes]) -> Path:
+    tree = path.with_suffix(".tree")
+    for name, data in files.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(data)
+    tool_run("xorriso", "-as", "genisoimage", "-quiet", "-V", label, "-J", "-r", "-o", path, tree)
+    return path
+
+
+def fat(path: Path, label: str, files: dict[str, bytes]) -> Path:
+    with open(path, "wb") as file:
+        file.truncate(4 << 20)
+    tool_run("mkfs.fat", "-n", label, path)
+    for name, data in files.items():
+        for folder in [*Path(name).parents][-2::-1]:
+            subprocess.run(["mmd", "-i", path, f"::{folder}"], capture_output=True, check=False)
+        source = path.with_suffix(".file")
+        source.write_bytes(data)
+        tool_run("mcopy", "-i", path, source, f"::{name}")
+    return path
+
+
+# --- on a PC -------------------------------------------------------------------------------------
+
+# What the job sees of its machine.  The driver of each network device: e1000.
+LOOK = """set -e
+cat /etc/changed; echo
+id -un; pwd; hostname
+[ -d /sys/firmware/efi ] && echo UEFI || echo BIOS
+for device in /sys/class/net/*/device/driver; do basename "$(readlink "$device")"; done
+lsblk -dno TRAN,NAME 2>/dev/null || true
+"""
+
+
+def test_bios_with_a_config_drive_and_an_output_disk(disk: Path, out: Path, tmp_path: Path) -> None:
+    script = LOOK + 'echo lost >&2; mkdir a; printf %s "$DATA" | base64 -d >a/data; exit 7'
+    words = {"env": {"DATA": base64.b64encode(DATA[:60_000]).decode()}, "outputs": ["**/data", "b"]}
+    config = job_drive(tmp_path / "config", command=script, hostname="node7", **words)
+    drives = [f"file={path},format=raw" for path in (config, out)]
+    text = finished(pc(disk, drives, *SERIAL, "-nic", "user,model=e1000,restrict=on"))
+    assert "the job ended with status 7" in text, text
+    found = Returned(out.read_bytes())
+    said = found.said().splitlines()
+    assert said[:6] == [CHANGED, "user", "/home/user/job", "node7", "BIOS", "e1000"], said
+    assert found.members["apppot/stderr"] == b"lost\n"
+    assert found.members["job/a/data"] == DATA[:60_000]
+    assert (found.status["status"], found.status["missing"]) == (7, ["b"])
+    assert found.status["user_seconds"] > 0
+
+
+def test_uefi_without_a_console_and_openstacks_drive(disk: Path, out: Path, tmp_path: Path) -> None:
+    user_data = base64.encodebytes(gzip.compress(f"#!/bin/bash\n{LOOK}".encode()))
+    about = json.dumps({"uuid": "u-1", "hostname": "nova.site"}).encode()
+    folder = "openstack/latest"
+    files = {f"{folder}/user_data": user_data, f"{folder}/meta_data.json": about}
+    config = fat(tmp_path / "config", "config-2", files)
+    drives = [f"file={path},format=raw" for path in (config, out)]
+    argv = pc(disk, drives, "-drive", f"if=pflash,format=raw,readonly=on,file={OVMF}")
+    finished(argv, console=False)
+    found = Returned(out.read_bytes())
+    said = found.said().splitlines()
+    assert said[:5] == [CHANGED, "user", "/home/user/job", "nova", "UEFI"], said
+    assert (found.status["source"], found.status["instance"]) == ("config-2", "u-1")
+    assert found.status["status"] == 0
+
+
+def test_a_metadata_service_and_a_store(disk: Path) -> None:
+    store = "http://169.254.169.100:8080/run?key=secret"
+    job = {
+        "apppot": 1,
+        "command": f"{LOOK} head -c 100000 /etc/ssl/certs/ca-certificates.crt >certs",
+        "outputs": ["certs"],
+        "report": {
+            "status": store.replace("run", "status"),
+            "outputs": store.replace("run", "outputs"),
+            "headers": {"X-Run": "42"},
+        },
+    }
+    metadata = {
+        "user-data": json.dumps(job).encode(),
+        "meta-data/instance-id": b"i-0abc",
+        "meta-data/local-hostname": b"ip-10.site.internal",
+    }
+    with serving(metadata) as served:
+        relay = f"cmd:{sys.executable} {ROOT}/tests/typeroot/vm_cloud.py {served.port}"
+        network = "user,model=e1000,restrict=on,net=169.254.169.0/24"
+        for address in ("254:80", "100:8080"):
+            network += f",guestfwd=tcp:169.254.169.{address}-{relay}"
+        text = finished(pc(disk, [], *SERIAL, "-nic", network))
+    assert "the job ended with status 0" in text, text
+    status, headers = served.stored["/status?key=secret"]
+    outputs, _ = served.stored["/outputs?key=secret"]
+    found = Returned(gzip.decompress(outputs))
+    assert found.said().splitlines()[3:6] == ["ip-10", "BIOS", "e1000"], text
+    assert found.status == json.loads(status)
+    assert (found.status["source"], found.status["instance"]) == ("ec2", "i-0abc")
+    assert len(found.members["job/certs"]) == 100_000
+    assert (headers["X-Run"], headers["Content-Type"]) == ("42", "application/json")
+    assert "secret" not in text
+    # Each was refused once; the status came last.
+    assert [line for line in served.log if "secret" in line] == [
+        *["PUT /outputs?key=secret"] * 2,
+        *["PUT /status?key=secret"] * 2,
+    ]
+
+
+@pytest.fixture
+def console(disk: Path) -> Iterator[tuple[Callable[[bytes], int], Callable[[bytes], None], Any]]:
+    """A PC without a job: (type, wait for what it shows, process)."""
+    with subprocess.Popen(
+        pc(disk, [], *SERIAL),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        into, shown = process.stdin.fileno(), process.stdout.fileno()
+        os.set_blocking(shown, False)
+        seen = bytearray()
+
+        def arrived(text: bytes) -> bool:
+            try:
+                seen.extend(os.read(shown, 65536))
+            except BlockingIOError:
+                return False
+            return text in seen
+
+        def expect(text: bytes) -> None:
+            assert eventually(lambda: arrived(text), BOOT), bytes(seen)
+            del seen[: seen.index(text) + len(text)]
+
+        try:
+            yield lambda data: os.write(into, data), expect, process
+        finally:
+            process.kill()
+
+
+def test_without_a_job_there_is_a_shell(console: tuple[Any, Any, Any]) -> None:
+    send, expect, process = console
+    expect(b"$ ")
+    send(b"echo $(id -un) $(tty) $(uname -r) $((40+2)); exit 6\n")
+    expect(b"user /dev/ttyS0 " + RELEASE.encode())
+    expect(b"the job ended with status 6")
+    assert process.wait(ALSO) == 0
+
+
+# --- the guest's side ----------------------------------------------------------------------------
+
+
+def test_nocloud_comes_before_openstack_and_a_signal_is_told(
+    disk: Path, out: Path, tmp_path: Path
+) -> None:
+    script = b"#!/bin/bash\nhostname; uname -r; kill -9 $$\n"
+    about = b"instance-id: i-7\nlocal-hostname: cloud.site\n"
+    first = iso(tmp_path / "a.iso", "cidata", {"user-data": script, "meta-data": about})
+    other = {"openstack/latest/user_data": b"#!/bin/sh\nexit 1\n"}
+    second = iso(tmp_path / "b.iso", "config-2", other)
+    text = finished(uml(disk, second, first, out))
+    assert "the job ended with status 137" in text, text
+    found = Returned(out.read_bytes())
+    assert found.said().startswith(f"cloud\n{RELEASE}")
+    assert (found.status["signal"], found.status["instance"]) == (9, "i-7")
+
+
+def test_cloud_init_is_refused(disk: Path, tmp_path: Path) -> None:
+    files = {"user-data": b"#cloud-config\nruncmd: [x]\n", "meta-data": b""}
+    text = finished(uml(disk, iso(tmp_path / "a.iso", "CIDATA", files)))
+    assert "'#cloud-config' are no job: give a script (#!) or JSON" in text, text
+    assert "the job ended with status 125" in text
+
+
+def test_outputs_that_do_not_arrive_are_a_failure(disk: Path, out: Path, tmp_path: Path) -> None:
+    config = job_drive(tmp_path / "config", command="head -c 9000000 /dev/zero; exit 0")
+    text = finished(uml(disk, config, out))
+    assert "the job's status 0 is not reported: output disk /dev/ubdc: " in text, text[-2000:]
+    assert "too small" in text
+    assert "the job ended with status 125" in text
+    with pytest.raises(tarfile.TarError):
+        tarfile.open(out)
+
+
+@pytest.mark.parametrize(("command", "status"), [("missing-program", 127), ("/etc/passwd", 126)])
+def test_what_cannot_be_executed_is_told(
+    disk: Path, out: Path, tmp_path: Path, command: str, status: int
+) -> None:
+    config = job_drive(tmp_path / "config", command=[command])
+    finished(uml(disk, config, out))
+    found = Returned(out.read_bytes())
+    assert (found.status["status"], command in found.status["error"]) == (status, True)
+
+
+def test_a_job_that_was_not_started_is_told(disk: Path, out: Path, tmp_path: Path) -> None:
+    config = job_drive(tmp_path / "config", command=["true"], workdir="/nowhere")
+    text = finished(uml(disk, config, out))
+    assert "the job ended with status 125" in text, text
+    found = Returned(out.read_bytes())
+    assert (found.status["status"], "/nowhere" in found.status["error"]) == (125, True)
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+
+def test_the_same_inputs_are_the_same_bytes_in_every_form(disk: Path, tmp_path: Path) -> None:
+    wishes = Wishes(changes=(str(disk.parent / "changes.sqfs"),))
+    for name in ("a.raw", "a.vdi", "b.vdi", "a.qcow2", "a.vmdk"):
+        export(IMAGE, name[2:], str(tmp_path / name), wishes)
+    for form in ("raw", "vdi", "qcow2", "vmdk"):
+        argv = ["qemu-img", "compare", "-F", form, "-f", "raw", disk, tmp_path / f"a.{form}"]
+        tool_run(*argv)
+    for form in ("vdi", "qcow2"):
+        tool_run("qemu-img", "check", "-f", form, tmp_path / f"a.{form}")
+    assert (tmp_path / "a.raw").read_bytes() == disk.read_bytes()
+    assert (tmp_path / "a.vdi").read_bytes() == (tmp_path / "b.vdi").read_bytes()
+
+
+def test_an_ova_holds_the_disk(disk: Path, tmp_path: Path) -> None:
+    ova = tmp_path / "disk.ova"
+    export(IMAGE, "ova", str(ova), Wishes(changes=(str(disk.parent / "changes.sqfs"),)))
+    with tarfile.open(ova) as archive:
+        names = archive.getnames()
+        for member in archive:
+            contents = archive.extractfile(member)
+            assert contents is not None
+            (tmp_path / member.name).write_bytes(contents.read())
+    assert names == [f"{IMAGE}.ovf", f"{IMAGE}.mf", f"{IMAGE}-disk1.vmdk"]
+    sums = re.findall(r"SHA256\((.+)\)= ([0-9a-f]{64})\n", (tmp_path / names[1]).read_text())
+    assert [name for name, _ in sums] == [names[0], names[2]]
+    for name, digest in sums:
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+    tool_run("qemu-img", "compare", "-f", "raw", "-F", "vmdk", disk, tmp_path / names[2])
