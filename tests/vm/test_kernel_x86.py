@@ -31,8 +31,9 @@ def kernel() -> layout.MachineKernel:
 
 
 def disk(name: str, path: str, device: str) -> list[str]:
-    # Nobody writes to it, and guests of other tests hold locks of their own on a stored image.
-    options = f"id={name},if=none,format=raw,readonly=on,file.locking=off"
+    # A guest's writes are thrown away: an IDE disk cannot be read-only.  Nor is it locked: guests
+    # of other tests have locks of their own on a stored image.
+    options = f"id={name},if=none,format=raw,snapshot=on,file.locking=off"
     return ["-drive", f"file={path},{options}", "-device", f"{device},drive={name}"]
 
 
@@ -77,6 +78,23 @@ def test_direct_boot_without_pci(kernel: layout.MachineKernel, tmp_path: Path) -
     words = "root=/dev/vda apppot.drive=/dev/vdb pci=off no_timer_check tsc_early_khz=1000000"
     machine = "microvm,accel=tcg,pit=on,pic=on,rtc=on"
     text = boot(machine, kernel.vmlinux, devices, words)
-    assert f"\n{kernel.release}\norg.apppot.0\n" in text, text
+    assert f"{kernel.release}\norg.apppot.0\n" in text, text
     assert kernel.release.startswith(RELEASE)
+    assert "the job ended with status 7" in text, text
+
+
+def test_a_pc_with_other_disks(kernel: layout.MachineKernel, tmp_path: Path) -> None:
+    """What an exported disk meets: firmware, a compressed kernel, no virtio but for 9p."""
+    (tmp_path / "word").write_text("from the host")
+    script = """uname -r; mount -t 9p -o trans=virtio,ro share /mnt && cat /mnt/word; echo
+        basename "$(readlink -f /sys/class/net/eth0/device/driver)"; exit 7"""
+    devices = [
+        *disk("root", layout.find_pot().runtime, "nvme,serial=1"),
+        *disk("job", job_drive(tmp_path, script, "/dev/sdb"), "ide-hd,bus=ide.0"),
+        *disk("base", store.resolve(IMAGE).path, "ide-hd,bus=ide.1"),
+        *("-device", "e1000,netdev=net", "-netdev", "user,id=net,restrict=on"),
+        *("-virtfs", f"local,path={tmp_path},mount_tag=share,security_model=none,readonly=on"),
+    ]
+    text = boot("q35,accel=tcg", kernel.bzimage, devices, "root=/dev/nvme0n1 apppot.drive=/dev/sda")
+    assert f"{kernel.release}\nfrom the host\ne1000\n" in text, text
     assert "the job ended with status 7" in text, text
