@@ -66,6 +66,9 @@ class Facts:
     kernel: Kernel | None
     kernel_problem: str
     stale_kernel: bool
+    x86_kernel: str | None  # release
+    x86_kernel_problem: str
+    stale_x86_kernel: bool
     lpj: int | None
     runtime: str | None
     runtime_problem: str
@@ -124,6 +127,19 @@ def check_kernel(facts: Facts) -> Check:
         return Check("kernel", Mark.OK, f"{kernel.release}, the pot's own ({words})")
     reason = f"{kernel.release} is not the pot's own: slower, and it can lose data in a guest"
     return Check("kernel", Mark.WARN, reason, KERNEL_HINT)
+
+
+def check_x86_kernel(facts: Facts) -> Check:
+    """The kernel for KVM, QEMU and exported disks."""
+    name = "x86-64 kernel"
+    if facts.x86_kernel is None:
+        cause, remedy = _split(facts.x86_kernel_problem)
+        return Check(name, Mark.WARN, f"{cause}: neither KVM nor QEMU can be used", remedy)
+    if facts.stale_x86_kernel:
+        reason = f"{facts.x86_kernel}, built from another recipe than this version's"
+        remedy = "bring it up to date: `apppot kernel build x86_64`"
+        return Check(name, Mark.WARN, reason, remedy)
+    return Check(name, Mark.OK, f"{facts.x86_kernel}, the pot's own")
 
 
 def check_calibration(facts: Facts) -> Check | None:
@@ -327,6 +343,7 @@ def check_tools(facts: Facts) -> list[Check]:
 CHECKS: tuple[Callable[[Facts], Check | None], ...] = (
     check_hypervisor,
     check_kernel,
+    check_x86_kernel,
     check_calibration,
     check_runtime,
     check_confinement,
@@ -372,6 +389,7 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
     able = capabilities.probe(env, fresh=True)
     kernel, kernel_problem = _kernel(settings["kernel"].value)
     runtime, runtime_problem = _runtime(settings["kernel"].value, kernel)
+    x86_kernel, x86_problem = _x86_kernel()
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     return Facts(
         root=os.getuid() == 0,
@@ -379,7 +397,10 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
         verdicts=tuple((one.name, verdict) for one, verdict in verdicts(able)),
         kernel=kernel,
         kernel_problem=kernel_problem,
-        stale_kernel=settings["kernel"].value is None and kernel is not None and _stale_kernel(),
+        stale_kernel=settings["kernel"].value is None and kernel is not None and _stale("uml"),
+        x86_kernel=x86_kernel,
+        x86_kernel_problem=x86_problem,
+        stale_x86_kernel=x86_kernel is not None and _stale("x86_64"),
         lpj=None if kernel is None else lpj_for(kernel),
         runtime=runtime,
         runtime_problem=runtime_problem,
@@ -411,6 +432,16 @@ def _kernel(wanted: str | None) -> tuple[Kernel | None, str]:
         return None, str(error)
 
 
+def _x86_kernel() -> tuple[str | None, str]:
+    from apppot.host.errors import PotError
+    from apppot.host.pot.layout import find_x86_kernel
+
+    try:
+        return find_x86_kernel().release, ""
+    except PotError as error:
+        return None, str(error)
+
+
 def _runtime(wanted: str | None, kernel: Kernel | None) -> tuple[str | None, str]:
     from apppot.host.errors import PotError
     from apppot.host.pot.layout import BUILD_HINT, find_pot
@@ -423,17 +454,17 @@ def _runtime(wanted: str | None, kernel: Kernel | None) -> tuple[str | None, str
         return None, str(error) if known else f"not looked for\n  remedy: {BUILD_HINT}"
 
 
-def _stale_kernel() -> bool:
+def _stale(name: str) -> bool:
     """Whether the pot's kernel is known to come from another recipe than this tree's."""
     from pathlib import Path
 
     from apppot.host.errors import BuildError
     from apppot.host.paths import pot_home
-    from apppot.host.pot import recipes, store
+    from apppot.host.pot import layout, recipes, store
 
-    entry = store.entry(Path(pot_home()), "kernel")
+    entry = store.entry(Path(pot_home()), layout.KINDS[name])
     try:
-        return entry is not None and entry.get("recipe") != recipes.load_kernel().digest
+        return entry is not None and entry.get("recipe") != recipes.load_kernel(name).digest
     except BuildError:  # installed without recipes
         return False
 

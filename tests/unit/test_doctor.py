@@ -34,6 +34,9 @@ GOOD = Facts(
     kernel=TUNED,
     kernel_problem="",
     stale_kernel=False,
+    x86_kernel="7.2.12",
+    x86_kernel_problem="",
+    stale_x86_kernel=False,
     lpj=28_000_000,
     runtime="/pot/runtime.ext4",
     runtime_problem="",
@@ -53,6 +56,10 @@ GOOD = Facts(
     images=("debian-12:1",),
     missing_tools=(("kernel build", (), ""), ("image build", (), "")),
 )
+NO_X86_KERNEL = {
+    "x86_kernel": None,
+    "x86_kernel_problem": "there is no x86-64 kernel in the pot /pot\n  remedy: build it",
+}
 NO_BWRAP = dataclasses.replace(ABLE, bwrap=None, bwrap_reason="bubblewrap is not installed")
 UNHELD = dataclasses.replace(NO_BWRAP, landlock=0)
 
@@ -78,6 +85,8 @@ CASES: list[tuple[str, dict[str, Any], Mark, str]] = [
     ("kernel", {"kernel": STOCK}, Mark.WARN, "6.1.12"),
     ("kernel", {"kernel": None, "kernel_problem": "none\n  remedy: build"}, Mark.FAIL, "none"),
     ("kernel", {"stale_kernel": True}, Mark.WARN, "another recipe"),
+    ("x86-64 kernel", {"stale_x86_kernel": True}, Mark.WARN, "another recipe"),
+    ("x86-64 kernel", NO_X86_KERNEL, Mark.WARN, "neither KVM nor QEMU"),
     ("runtime", {"stale_runtime": True}, Mark.WARN, "not this version"),
     ("calibration", {"lpj": None}, Mark.WARN, "not measured"),
     ("runtime", {"runtime": None, "runtime_problem": "gone\n  remedy: x"}, Mark.FAIL, "gone"),
