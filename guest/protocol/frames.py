@@ -42,13 +42,15 @@ STARTED = 5  # JSON: the payload's first instruction is next
 STOPPED = 7  # JSON: the payload of a terminal has stopped, as by Ctrl-Z
 NETWORK_UP = 6  # JSON: the interface is up; the guest waits for one more GO
 # Host to guest.
-GO = 16  # JSON: version; start the payload
+GO = 16  # JSON: version, and the time (seconds since 1970); start the payload
 SIGNAL = 17  # u32: signal number for the payload's process group
 RESIZE = 18  # u16 rows, u16 columns
 INPUT_FILE = 19  # JSON: name of a chunk of stdin in the exchange directory
 EXEC = 20  # JSON: name of the file in the exchange directory that describes one more process;
 # without one, the bytes that came before it do
 EXEC_PART = 21  # a piece of such a description
+WAKE = 30  # JSON: entropy; a machine that was kept goes on with the job that came in pieces
+WAKE_PART = 31  # a piece of its description
 # Either way.
 DATA = 32  # bytes of a stream
 CREDIT = 33  # u32: bytes of a stream that were passed on
@@ -72,7 +74,22 @@ GUEST_TYPES = frozenset(
         CHUNK_DONE,
     )
 )
-HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, EXEC, EXEC_PART, DATA, CREDIT, END, CLOSED))
+HOST_TYPES = frozenset(
+    (
+        GO,
+        SIGNAL,
+        RESIZE,
+        INPUT_FILE,
+        EXEC,
+        EXEC_PART,
+        WAKE,
+        WAKE_PART,
+        DATA,
+        CREDIT,
+        END,
+        CLOSED,
+    )
+)
 
 LIMIT = STREAMS * PROCESSES  # of the stream byte
 

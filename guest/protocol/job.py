@@ -177,6 +177,7 @@ class Job(_Record):
         "localtime": _BYTES,
         "search_path": _BYTES,
         "run_scripts": _PLAIN,
+        "warm": _PLAIN,
     }
     argv: list[bytes] = []  # empty: a login shell
     env: dict[bytes, bytes] = {}
@@ -205,6 +206,7 @@ class Job(_Record):
     localtime: bytes | None = None  # contents for /etc/localtime
     search_path: bytes = SEARCH_PATH.encode()
     run_scripts: bool = False  # without argv: apppot-run in the job directory, apppot-autorun
+    warm: bool = False  # boot, then wait for WAKE, which brings the job to run
 
     def to_json(self) -> dict[str, Any]:
         fields = super().to_json()

@@ -69,6 +69,12 @@ class Qemu:
             size = f"size={plan.memory >> 10}K"
             words += ["-object", f"memory-backend-memfd,id=memory,{size},hugetlb=on"]
             words += ["-machine", "memory-backend=memory"]
+        if wires.memory is not None:
+            place = f"mem-path=/proc/self/fd/{wires.memory},share=on"
+            words += ["-object", f"memory-backend-file,id=memory,size={plan.memory >> 10}K,{place}"]
+            words += ["-machine", "memory-backend=memory"]
+        if wires.devices is not None:
+            words += ["-incoming", "defer"]
         words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         words += _SANDBOX
         words += ["-kernel", f"{view}/kernel", "-append", " ".join(self._append(plan))]
