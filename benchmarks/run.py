@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from apppot.host.errors import ApppotError  # noqa: E402
 from apppot.host.pot.layout import find_kernel  # noqa: E402
 
-from benchmarks import boot, guest, memory  # noqa: E402
+from benchmarks import boot, guest, memory, warm  # noqa: E402
 from benchmarks.machines import Bench, bench  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
 
@@ -33,6 +33,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "programs": guest.whole_programs,
     "streams": guest.streams,
     "placement": guest.placement,
+    "warm": warm.measure,
 }
 
 
