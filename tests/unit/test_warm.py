@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from apppot.guest.protocol.job import Job
 from apppot.host import planning
+from apppot.host.hypervisor.base import Wires
 from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.images.probe import ImageFormat
 from apppot.host.images.store import Image
@@ -126,6 +127,15 @@ def test_an_image_of_the_store_is_known_by_its_digest(case: Case, files: Path) -
     before = case.key(one)
     os.utime(files / "image", (1, 1))
     assert case.key(one) == before
+
+
+def test_a_clock_that_is_measured_anew_is_the_same_machine(case: Case) -> None:
+    before = case.key()
+    case.ground = replace(case.ground, hypervisor=Qemu(replace(case.host, tsc_khz=2_600_123)))
+    assert "tsc_early_khz=2600123" in " ".join(
+        case.ground.hypervisor.argv(case.plan(), "/view", "/tmp", Wires(3))
+    )
+    assert case.key() == before
 
 
 def test_another_kernel_accelerator_or_cpu_is_another_key(

@@ -94,13 +94,19 @@ def test_a_resumed_run_is_like_one_that_booted(apppot: Launcher, kept: Kept) -> 
 
 
 def test_its_clock_is_the_hosts(apppot: Launcher, kept: Kept) -> None:
-    """It stood still since the machine was kept, which took a boot at least."""
+    """It stood still since the machine was kept, a run that booted ago; it has the same pace."""
     (machine,) = kept.machines()
     before = time.time()
     assert before - (machine / "devices").stat().st_mtime > 2.5
-    done = apppot(*kept.options, "--json", IMAGE, "date", "+%s.%N", env=kept.env())
+    script = "date +%s.%N; sleep 3; date +%s.%N"
+    running = apppot.start(*kept.options, "--json", IMAGE, "sh", "-c", script, env=kept.env())
+    first = running.line()
+    assert before - 2 < float(first) < time.time() + 2
+    begun = time.monotonic()
+    done = running.finish()
     assert resumed(done.err)
-    assert before - 2 < float(done.out) < time.time() + 2
+    assert time.monotonic() - begun > 2
+    assert 3 < float(done.out) - float(first) < time.monotonic() - begun + 2
 
 
 UNIQUE = """
