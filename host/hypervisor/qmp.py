@@ -56,6 +56,7 @@ class Orders:
 
     def account(self) -> str:
         """Why the machine has ended, as far as QEMU says; never raises."""
+        self._connection.settimeout(1.0)
         try:
             status = self.order("query-status")["status"]
             return "" if status == "running" else f"QEMU has it in the state {status}"

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from apppot.guest.protocol import frames
 from apppot.guest.protocol.job import Job
 from apppot.guest.protocol.jsonlite import dumps
+from apppot.host.errors import HypervisorError
 from apppot.host.hypervisor.qmp import OrderError, Orders
 from apppot.host.plan import LaunchPlan
 from apppot.host.relay import GuestFailed
 from apppot.host.warm import memory, store
 
 _ENTROPY_BYTES = 64
+_SECONDS = 60.0
 # Memory that is a shared file stays out of the state that QEMU writes and reads.
 _CAPABILITIES = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
 
@@ -52,8 +54,7 @@ class Keeping(Warmth):
         self, plan: LaunchPlan, key: str, facts: Mapping[str, object], stack: contextlib.ExitStack
     ) -> None:
         self._key, self._facts = key, facts
-        self.memory = _memory_file("memory", plan.memory, stack)
-        self._state = _memory_file("devices", 0, stack)
+        self.memory = _memory_file(plan.memory, stack)
         self._orders: Orders | None = None
         self.hello = self._keep
 
@@ -68,12 +69,14 @@ class Keeping(Warmth):
         orders = self._orders
         assert orders is not None
         with _failing():
-            orders.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
-            orders.order("getfd", fd=self._state, fdname="devices")
-            orders.order("migrate", uri="fd:devices")
-            if orders.await_event("MIGRATION", ("completed", "failed")) == "failed":
-                raise GuestFailed("QEMU could not write the state of its devices")
-        self.kept = store.keep(self._key, self._facts, self.memory, self._state)
+            devices = _state_of(orders)
+        try:
+            self.kept = store.keep(self._key, self._facts, self.memory, devices)
+        except OSError as error:
+            raise HypervisorError(
+                f"the machine cannot be kept in {store.home()}: {error.strerror}",
+                "make room there, or set XDG_CACHE_HOME to a directory on a disk that has some",
+            ) from error
 
 
 class Resuming(Warmth):
@@ -83,11 +86,13 @@ class Resuming(Warmth):
         self._extents = kept.extents
         self._file = os.open(kept.memory_file, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, self._file)
-        self.memory = _memory_file("memory", kept.memory, stack)
-        self.devices = _memory_file("devices", 0, stack)
         with open(kept.device_file, "rb") as state:
-            os.write(self.devices, state.read())
-        os.lseek(self.devices, 0, os.SEEK_SET)
+            self._state = state.read()
+        self.memory = _memory_file(kept.memory, stack)
+        self._sender, receiver = socket.socketpair()
+        stack.callback(self._sender.close)
+        stack.callback(receiver.close)
+        self.devices = receiver.fileno()
         self.first = _wake(job)
         kept.touch()
 
@@ -99,11 +104,30 @@ class Resuming(Warmth):
             orders.connect()
             orders.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
             orders.order("migrate-incoming", uri=f"fd:{self.devices}")
+            self._sender.settimeout(_SECONDS)
+            self._sender.sendall(self._state)
+            self._sender.shutdown(socket.SHUT_WR)
         return orders
 
 
-def _memory_file(name: str, size: int, stack: contextlib.ExitStack) -> int:
-    fd = os.memfd_create(f"apppot-{name}")
+def _state_of(orders: Orders) -> bytes:
+    """The state of the machine's devices; it stands still from then on."""
+    receiver, sender = socket.socketpair()
+    with receiver:
+        receiver.settimeout(_SECONDS)
+        orders.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
+        with sender:
+            orders.order("getfd", fd=sender.fileno(), fdname="devices")
+        orders.order("migrate", uri="fd:devices")
+        with receiver.makefile("rb") as file:
+            state = file.read()
+    if orders.await_event("MIGRATION", ("completed", "failed")) == "failed":
+        raise OrderError("QEMU could not write the state of its devices")
+    return state
+
+
+def _memory_file(size: int, stack: contextlib.ExitStack) -> int:
+    fd = os.memfd_create("apppot-memory")
     stack.callback(os.close, fd)
     os.truncate(fd, size)
     return fd
@@ -115,7 +139,9 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except (OrderError, OSError, ValueError) as error:
-        raise GuestFailed(f"the kept machine is of no use: {error}", silent=True) from error
+        raise GuestFailed(
+            f"the machine could not be kept or resumed: {error}", silent=True
+        ) from error
 
 
 def _wake(job: Job) -> bytes:

@@ -21,7 +21,6 @@ from apppot.host.warm.memory import Extents, pack
 _VERSION = 1
 # Machines that are kept; of more, those go that were used longest ago.
 MOST = 8
-_PIECE = 1 << 20
 _RECORD, _MEMORY, _DEVICES = "machine.json", "memory", "devices"
 
 
@@ -97,8 +96,8 @@ def machines() -> list[Kept]:
     return sorted(found, key=lambda machine: -machine.used())
 
 
-def keep(key: str, facts: Mapping[str, object], memory: int, devices: int) -> Kept:
-    """Keep a machine that stands still: its memory and its devices' state, both as files.
+def keep(key: str, facts: Mapping[str, object], memory: int, devices: bytes) -> Kept:
+    """Keep a machine that stands still: its memory, a file, and its devices' state.
 
     `facts` are the fields of `Kept` that describe it.  Raises OSError.
     """
@@ -108,9 +107,7 @@ def keep(key: str, facts: Mapping[str, object], memory: int, devices: int) -> Ke
         with _file(making, _MEMORY) as file:
             extents = pack(memory, file)
         with _file(making, _DEVICES) as file:
-            os.lseek(devices, 0, os.SEEK_SET)
-            while os.sendfile(file, devices, None, _PIECE):
-                pass
+            os.write(file, devices)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {"version": _VERSION, **facts, "created": created, "extents": extents}
         with _file(making, _RECORD) as file:

@@ -233,14 +233,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def keep(name: str) -> store.Kept:
-    return store.keep(name, FACTS, memory_file(MEMORY), memory_file({5: b"devices"}, 100))
+    return store.keep(name, FACTS, memory_file(MEMORY), b"devices")
 
 
 def test_a_kept_machine_is_its_users_only(home: Path) -> None:
     kept = keep("k")
     assert store.find("k") == kept
     assert (kept.image, kept.memory) == ("debian-12", 64 << 20)
-    assert Path(kept.device_file).read_bytes() == bytes(5) + b"devices" + bytes(88)
+    assert Path(kept.device_file).read_bytes() == b"devices"
     modes = {path.name: path.stat().st_mode & 0o777 for path in Path(kept.folder).iterdir()}
     assert modes == {"machine.json": 0o400, "memory": 0o400, "devices": 0o400}
     assert [path.stat().st_mode & 0o777 for path in (home, Path(kept.folder))] == [0o700, 0o700]
@@ -276,7 +276,7 @@ def test_half_of_one_is_swept_unless_somebody_writes_it(home: Path) -> None:
 
 def test_nothing_is_left_of_one_that_failed(home: Path) -> None:
     with pytest.raises(OSError, match="Bad file"):
-        store.keep("k", FACTS, memory_file(MEMORY), -1)
+        store.keep("k", FACTS, -1, b"")
     assert list(home.iterdir()) == []
 
 
