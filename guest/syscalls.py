@@ -52,6 +52,9 @@ _RESOLVE_IN_ROOT = 0x10
 _O_CLOEXEC = 0o2000000
 _IN_CREATE = 0x100
 
+# include/uapi/linux/random.h
+_RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
+
 _AF_INET, _SOCK_DGRAM = 2, 2
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x890B, 0x8914, 0x8916
 _SIOCSIFNETMASK, _SIOCSIFMTU = 0x891C, 0x8922
@@ -189,6 +192,17 @@ def wait_for_path(path: str, seconds: float) -> None:
         while not os.path.exists(path) and (left := deadline - time.monotonic()) > 0:
             if poll.poll(1000 * left):
                 os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def reseed(entropy: bytes) -> None:
+    """Mix `entropy` into the kernel's generator, credited in full, and renew it from that."""
+    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        pool = struct.pack("<ii", 8 * len(entropy), len(entropy)) + entropy
+        fcntl.ioctl(fd, _RNDADDENTROPY, pool)
+        fcntl.ioctl(fd, _RNDRESEEDCRNG)
     finally:
         os.close(fd)
 

@@ -15,7 +15,7 @@ from typing import Any
 from apppot.host.paths import cache_home
 from apppot.host.pot.state import read_json, write_json
 
-_VERSION = 3
+_VERSION = 4
 QEMU = "qemu-system-x86_64"
 # The directory's own free memory is what counts where one is shared with others.
 MEMORY_PLACES = ("/dev/shm", "/run/shm", "/tmp")
@@ -33,6 +33,7 @@ class Capabilities:
     qemu: str | None = None
     qemu_version: tuple[int, ...] = ()
     qemu_devices: frozenset[str] = frozenset()  # of QEMU_DEVICES
+    tsc_khz: int | None = None  # rate of the processor's time stamp counter; None: unknown
 
 
 def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabilities:
@@ -45,7 +46,7 @@ def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabi
     path = os.path.join(cache_home(env), f"capabilities-{_host_name()}.json")
     known = None if fresh else _cached(path, key)
     if known is None:
-        from apppot.host import landlock
+        from apppot.host import landlock, tsc
 
         reason = _why_no_bubblewrap(bwrap)
         known = Capabilities(
@@ -57,6 +58,7 @@ def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabi
             qemu=qemu,
             qemu_version=_qemu_version(qemu),
             qemu_devices=_qemu_devices(qemu),
+            tsc_khz=None if qemu is None else tsc.khz(),
         )
         _remember(path, key, known)
     return known

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "wait": ("wait", "wait for runs to end; return their status"),
     "stop": ("stop", "end runs: SIGTERM, after a while SIGKILL"),
     "rm": ("rm", "remove the records of runs that have ended"),
+    "warm": ("warm", "keep machines that have booted, for runs that start from there"),
     "doctor": ("doctor", "say what this machine can do, and what to mend"),
     "image": ("image", "build, import and list images"),
     "pull": ("pull", "bring an image from a repository"),

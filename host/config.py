@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = {
     "job_files": Rule("APPPOT_JOB_FILES", "auto", _choice("auto", "share", "copy")),
     "hello_timeout": Rule("APPPOT_HELLO_TIMEOUT", None, parse_duration),
     "log": Rule("APPPOT_LOG", None, str),
+    "warm": Rule("APPPOT_WARM", "auto", _choice("auto", "off")),
     "repositories": Rule("APPPOT_REPOSITORIES", None, str),
 }
 

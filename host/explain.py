@@ -53,6 +53,7 @@ def explain(prepared: Prepared, out: IO[str], *, as_json: bool) -> None:
     for name, setting in prepared.settings.items():
         if setting.value is not None:
             out.write(f"{name:14} {setting.value!s:24} {setting.origin}\n")
+    out.write(f"{'start':14} {_start(prepared)}\n")
     job = prepared.plan.job
     out.write(f"{'hypervisor':14} {prepared.hypervisor.name:24} chosen\n")
     out.write(f"{'kernel':14} {prepared.plan.kernel.release:24} {prepared.plan.kernel.path}\n")
@@ -68,6 +69,12 @@ def explain(prepared: Prepared, out: IO[str], *, as_json: bool) -> None:
     out.write(shlex.join(argv) + "\n")
 
 
+def _start(prepared: Prepared) -> str:
+    """Whether it would boot, or resume from a machine that is kept."""
+    kept = prepared.kept()
+    return "boots" if kept is None else f"resumes from {kept.key[:12]} of {kept.created}"
+
+
 def _document(prepared: Prepared, argv: list[str]) -> dict[str, object]:
     plan = prepared.plan
     return {
@@ -77,6 +84,7 @@ def _document(prepared: Prepared, argv: list[str]) -> dict[str, object]:
             for name, setting in prepared.settings.items()
         },
         "hypervisor": prepared.hypervisor.name,
+        "start": _start(prepared),
         "kernel": {"release": plan.kernel.release, "path": plan.kernel.path},
         "command": [os.fsdecode(word) for word in plan.job.argv],
         "shown": {i.name: {"source": i.source, "writable": i.writable} for i in plan.shown},

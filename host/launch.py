@@ -42,8 +42,10 @@ from apppot.host.streams import Sink, Source
 if TYPE_CHECKING:
     from apppot.host.book import Book
     from apppot.host.hypervisor.monitor import Monitor
+    from apppot.host.hypervisor.qmp import Orders
     from apppot.host.joined import Joined
     from apppot.host.returned import Returned
+    from apppot.host.warm.machine import Warmth
 
 _ENOENT = 2
 
@@ -66,7 +68,7 @@ class Run:
     argv: tuple[str, ...] = ()
     confinement: Confinement = Confinement.NONE
     console: Console | None = None
-    monitor: Monitor | None = None
+    monitor: Monitor | Orders | None = None
     outcome: Outcome | None = None
 
     def mark(self, what: str) -> None:
@@ -79,8 +81,11 @@ def run(
     capabilities: Capabilities,
     read_stdin: bool,
     open_book: Callable[[], Book] | None = None,
+    warmth: Warmth | None = None,
 ) -> Run:
     """Run the plan to its end; what `open_book` makes lets others find and join it.
+
+    `warmth` is for a machine that is to be kept, or that resumes.
 
     Raises HypervisorError when the guest failed, Aborted when a signal came before the payload.
     """
@@ -89,7 +94,7 @@ def run(
         sys.stderr.write(f"apppot: warning: {warning}\n")
     try:
         with contextlib.ExitStack() as stack:
-            relay = _start(record, capabilities, read_stdin, stack, open_book)
+            relay = _start(record, capabilities, read_stdin, stack, open_book, warmth)
             record.outcome = relay.outcome
             relay.run()
             _check_returned(relay)
@@ -105,6 +110,7 @@ def _start(
     read_stdin: bool,
     stack: contextlib.ExitStack,
     open_book: Callable[[], Book] | None,
+    warmth: Warmth | None,
 ) -> Relay:
     plan, hypervisor = record.plan, record.hypervisor
     needs = hypervisor.surroundings(plan)
@@ -140,6 +146,8 @@ def _start(
         theirs.fileno(),
         None if wire is None else wire.fileno(),
         None if monitor is None else monitor.fileno(),
+        None if warmth is None else warmth.memory,
+        None if warmth is None else warmth.devices,
     )
     record.argv = (
         *sandbox.prefix,
@@ -166,8 +174,14 @@ def _start(
         tty.raw()
     if orders is not None and monitor is not None:
         monitor.close()
-        record.monitor = _connected(orders, stack)
-    return _relay(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin, book, listener)
+        record.monitor = _connected(orders, stack) if warmth is None else warmth.attach(orders)
+    relay = _relay(
+        *(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin, book, listener),
+        None if warmth is None else warmth.hello,
+    )
+    if warmth is not None:
+        relay.send(warmth.first)
+    return relay
 
 
 def _monitor(
@@ -216,6 +230,7 @@ def _relay(
     read_stdin: bool,
     book: Book | None,
     listener: socket.socket | None,
+    on_hello: Callable[[], None] | None,
 ) -> Relay:
     assert record.console is not None
     plan = record.plan
@@ -235,6 +250,7 @@ def _relay(
         machine_says=lambda: "" if record.monitor is None else record.monitor.account(),
         on_network_up=lambda: _forward(plan, net),
         on_started=bool if book is None else book.started,
+        on_hello=on_hello,
         listener=listener,
         join=lambda relay: _joined(record, exchange, relay),
         take_files=None if plan.returned is None else partial(_returned, plan.returned),

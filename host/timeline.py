@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.sax.saxutils import escape
 
 from apppot.host.errors import UsageError
@@ -33,7 +33,10 @@ def steps(record: Run, started: float) -> list[Step]:
         Step("launcher", "plan", 0.0, host["planned"]),
         Step("launcher", "start", host["planned"], host["hypervisor"]),
     ]
-    found += _guest_steps(record.outcome.hello["timeline"], host["hypervisor"], host["hello"])
+    hello = record.outcome.hello
+    found += _guest_steps(hello["timeline"], host["hypervisor"], host["hello"])
+    if hello.get("resumed"):
+        found[2] = replace(found[2], name="resume")
     found.append(Step("launcher", "handshake", host["hello"], host["go"]))
     if "payload" in host:
         found.append(Step("guest", "start of the payload", host["go"], host["payload"]))

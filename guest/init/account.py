@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 
-from apppot.guest import shares
+from apppot.guest import shares, syscalls
 from apppot.guest.init import network
-from apppot.guest.merge.root import GENERATED, SUPPLY, find
+from apppot.guest.merge.root import GENERATED, ROOT, SUPPLY, WORK, find
 from apppot.guest.protocol.job import HOME, JOB_DIR, USER
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
@@ -181,6 +181,28 @@ def _host_name(writer: Writer, job: Job) -> None:
     writer.write("etc/hostname", job.hostname + "\n")
     hosts = writer.read("etc/hosts") or "127.0.0.1\tlocalhost\n::1\tlocalhost\n"
     writer.write("etc/hosts", f"{hosts.rstrip()}\n127.0.1.1\t{job.hostname}\n")
+
+
+def lend_machine_id() -> None:
+    """Show a machine id where the merged root has none yet: one of this machine's own.
+
+    As systemd does it where /etc cannot be written to: a file that is empty or says
+    "uninitialized" asks for one, and it is bound over that, so that it is never saved.
+    """
+    place = f"{ROOT}/etc/machine-id"
+    if os.path.islink(place) or not os.path.isfile(place):
+        return
+    with open(place, "rb") as file:
+        if file.read(64).strip() not in (b"", b"uninitialized"):
+            return
+    number = bytearray(os.urandom(16))
+    # As an UUID of version 4, RFC 9562.
+    number[6], number[8] = number[6] & 0x0F | 0x40, number[8] & 0x3F | 0x80
+    own = f"{WORK}/machine-id"
+    with open(own, "wb") as file:
+        file.write(number.hex().encode() + b"\n")
+    os.chmod(own, 0o444)
+    syscalls.mount(own, place, None, syscalls.MS_BIND)
 
 
 def _sudo(writer: Writer, hosts_own: bool) -> None:

@@ -11,6 +11,7 @@ import time
 STARTED = time.clock_gettime(time.CLOCK_BOOTTIME)
 
 import os  # noqa: E402
+from binascii import a2b_base64  # noqa: E402
 
 from apppot.guest import shares, syscalls  # noqa: E402
 from apppot.guest.console import log  # noqa: E402
@@ -19,11 +20,14 @@ from apppot.guest.merge import root, scratch  # noqa: E402
 from apppot.guest.payload import process, session, sources  # noqa: E402
 from apppot.guest.protocol import frames  # noqa: E402
 from apppot.guest.protocol.job import Job, Layer  # noqa: E402
-from apppot.guest.protocol.jsonlite import dumps  # noqa: E402
+from apppot.guest.protocol.jsonlite import dumps, loads  # noqa: E402
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
+
+    Steps = tuple[tuple[str, Callable[["Boot"], None]], ...]
 
     from apppot.guest.init.standalone import Standalone
     from apppot.guest.payload import outputs
@@ -43,6 +47,7 @@ class Boot:
         self.standalone: Standalone | None = None  # where there is no launcher
         self.points: list[str] = []
         self.in_place = False  # the image itself is written to
+        self.resumed = False  # this machine was kept and has been woken
         self.step = "start"
 
     def mark(self, name: str) -> None:
@@ -131,6 +136,21 @@ def _merge(boot: Boot) -> None:
     mounts.mount_guest()
 
 
+def _host_name(boot: Boot) -> None:
+    with open("/proc/sys/kernel/hostname", "w", encoding="utf-8") as name:
+        name.write(boot.job.hostname)
+
+
+def _loopback(boot: Boot) -> None:
+    network.loopback()
+
+
+def _machine_id(boot: Boot) -> None:
+    # What is written to is the image's own, and may be about to replace the file.
+    if not boot.in_place and not boot.job.session:
+        account.lend_machine_id()
+
+
 def _host_directories(boot: Boot) -> None:
     if boot.job.job_copy:
         from apppot.guest.payload import inputs
@@ -142,17 +162,8 @@ def _host_directories(boot: Boot) -> None:
         shares.mount(boot.job.share, boot.job.exchange, session.EXCHANGE, syscalls.MS_RDONLY)
 
 
-def _host_name(boot: Boot) -> None:
-    with open("/proc/sys/kernel/hostname", "w", encoding="utf-8") as name:
-        name.write(boot.job.hostname)
-
-
-def _loopback(boot: Boot) -> None:
-    network.loopback()
-
-
 # In this order: each step may use what the ones before it left.
-STEPS: tuple[tuple[str, Callable[[Boot], None]], ...] = (
+STEPS: Steps = (
     ("kernel file systems", _kernel_file_systems),
     ("channel", _channel),
     ("job", _job),
@@ -162,17 +173,50 @@ STEPS: tuple[tuple[str, Callable[[Boot], None]], ...] = (
     # Before the merge: what is generated is one of its layers.
     ("generated files", _generated),
     ("merge", _merge),
-    ("host directories", _host_directories),
     ("host name", _host_name),
     ("loopback", _loopback),
+)
+# What is left to a machine that was kept when it is woken, with the job that wakes it.
+LAST_STEPS: Steps = (
+    ("machine id", _machine_id),
+    ("host directories", _host_directories),
 )
 
 
 def _boot(boot: Boot) -> None:
-    for name, step in STEPS:
+    _take(boot, STEPS)
+    if boot.job.warm and boot.session is not None:
+        _sleep(boot, boot.session)
+    _take(boot, LAST_STEPS)
+
+
+def _take(boot: Boot, steps: Steps) -> None:
+    for name, step in steps:
         boot.step = name
         step(boot)
         boot.mark(name)
+
+
+def _sleep(boot: Boot, served: session.Session) -> None:
+    """Say HELLO, to be kept as this machine is now; return in each machine that resumes."""
+    served.channel.greet(_hello(boot))
+    boot.step = "wait for WAKE"
+    description, said = served.wait_for_wake()
+    boot.timeline.clear()
+    boot.mark("resume")
+    boot.step = "wake"
+    message: Any = loads(said.decode())
+    # Before anything asks for a random number: until now, all that resume are the same.
+    syscalls.reseed(a2b_base64(message["entropy"]))
+    boot.job = Job.load(description)
+    boot.resumed = True
+    boot.mark("wake")
+
+
+def _set_clock(said: bytes) -> None:
+    """Set the clock, which stood still while this machine was kept, to what GO says."""
+    message: Any = loads(said.decode())
+    time.clock_settime(time.CLOCK_REALTIME, message["time"])
 
 
 def _hello(boot: Boot) -> bytes:
@@ -181,6 +225,7 @@ def _hello(boot: Boot) -> bytes:
         "version": frames.VERSION,
         "release": uname.release,
         "machine": uname.machine,
+        "resumed": boot.resumed,
         "timeline": [[name, round(at, 6)] for name, at in boot.timeline],
     }
     return dumps(hello).encode()
@@ -190,7 +235,10 @@ def _serve(boot: Boot, served: session.Session) -> None:
     """With a launcher: handshake, payload, EXIT."""
     served.channel.greet(_hello(boot))
     boot.step = "wait for GO"
-    served.wait_for_go()
+    said = served.wait_for_go()
+    if boot.resumed:
+        boot.step = "clock"
+        _set_clock(said)
     if boot.job.network is not None:
         boot.step = "network"
         network.bring_up(boot.job.network)

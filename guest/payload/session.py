@@ -81,6 +81,16 @@ class Channel:
         """Have a frame go out with the next flush: many small ones are one write."""
         self._out += frames.encode(kind, stream, payload)
 
+    def wait(self) -> list[tuple[int, int, bytes]]:
+        """The frames that come in next, however long that takes, and without a sign of life.
+
+        Raises ChannelLost at the end of the channel.
+        """
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        poll.poll()
+        return self.receive()
+
     def backlog(self) -> int:
         """Bytes that the channel has not taken yet."""
         return len(self._out)
@@ -286,7 +296,7 @@ class Session:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self._go = False
+        self._go: bytes | None = None
         self._payload: Process | None = None
         self._processes: dict[int, Process] = {}  # by number, the payload among them
         self._join: Join | None = None
@@ -307,11 +317,25 @@ class Session:
         _signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         return read
 
-    def wait_for_go(self) -> None:
-        """Return when the launcher says GO; it alone decides that this guest runs the payload."""
-        while not self._go:
+    def wait_for_go(self) -> bytes:
+        """Return what GO says; the launcher alone decides that this guest runs the payload."""
+        while self._go is None:
             self._turn()
-        self._go = False
+        said, self._go = self._go, None
+        return said
+
+    def wait_for_wake(self) -> tuple[bytes, bytes]:
+        """What wakes a machine that was kept: the job's description, and what WAKE says.
+
+        Silent meanwhile: this machine is kept here, and each that resumes begins here.
+        """
+        description = b""
+        while True:
+            for kind, _, payload in self.channel.wait():
+                if kind == frames.WAKE_PART:
+                    description += payload
+                elif kind == frames.WAKE:
+                    return description, payload
 
     def run(self, payload: process.Payload, tty: bool, join: Join) -> dict[str, Any]:
         """Carry the payload's streams to its end; returns what EXIT says, not yet sent.
@@ -409,7 +433,7 @@ class Session:
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
         number = stream // frames.STREAMS
         if kind == frames.GO:
-            self._go = True
+            self._go = payload
         elif kind == frames.EXEC_PART:
             self._described[number] = self._described.get(number, b"") + payload
         elif kind == frames.EXEC:

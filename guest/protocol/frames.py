@@ -49,13 +49,15 @@ FILE = 9  # JSON: id, kind, path, attributes of what follows, or of what needs n
 FILE_DATA = 10  # u32 id, u64 offset, bytes; what no such frame writes is a hole
 FILE_END = 11  # JSON: id; it is complete, or why it could not be read
 # Host to guest.
-GO = 16  # JSON: version; start the payload
+GO = 16  # JSON: version, and the time (seconds since 1970); start the payload
 SIGNAL = 17  # u32: signal number for the payload's process group
 RESIZE = 18  # u16 rows, u16 columns
 INPUT_FILE = 19  # JSON: name of a chunk of stdin in the exchange directory
 EXEC = 20  # JSON: name of the file in the exchange directory that describes one more process;
 # without one, the bytes that came before it do
 EXEC_PART = 21  # a piece of such a description
+WAKE = 30  # JSON: entropy; a machine that was kept goes on with the job that came in pieces
+WAKE_PART = 31  # a piece of its description
 # Either way.
 DATA = 32  # bytes of a stream
 CREDIT = 33  # u32: bytes of a stream that were passed on
@@ -83,7 +85,22 @@ GUEST_TYPES = frozenset(
         CHUNK_DONE,
     )
 )
-HOST_TYPES = frozenset((GO, SIGNAL, RESIZE, INPUT_FILE, EXEC, EXEC_PART, DATA, CREDIT, END, CLOSED))
+HOST_TYPES = frozenset(
+    (
+        GO,
+        SIGNAL,
+        RESIZE,
+        INPUT_FILE,
+        EXEC,
+        EXEC_PART,
+        WAKE,
+        WAKE_PART,
+        DATA,
+        CREDIT,
+        END,
+        CLOSED,
+    )
+)
 
 LIMIT = FILES + 1  # of the stream byte
 

@@ -201,6 +201,7 @@ class Job(_Record):
         "localtime": _BYTES,
         "search_path": _BYTES,
         "run_scripts": _PLAIN,
+        "warm": _PLAIN,
     }
     argv: list[bytes] = []  # empty: a login shell
     script: bytes | None = None  # contents of the program that is run, with argv its arguments
@@ -234,6 +235,7 @@ class Job(_Record):
     localtime: bytes | None = None  # contents for /etc/localtime
     search_path: bytes = SEARCH_PATH.encode()
     run_scripts: bool = False  # without argv: apppot-run in the job directory, apppot-autorun
+    warm: bool = False  # boot, then wait for WAKE, which brings the job to run
 
     def has_job_dir(self) -> bool:
         """Whether there is a job directory, shared or copied."""

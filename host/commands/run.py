@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from apppot.host.launch import Run
     from apppot.host.plan import KernelChoice
     from apppot.host.planning import Bind, Ground, Request
+    from apppot.host.warm.machine import Warmth
+    from apppot.host.warm.store import Kept
 
 STARTED = time.monotonic()
 
@@ -33,8 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `run` and `console`; what stands after IMAGE belongs to the command."""
     console = parser.prog.endswith(" console")
     parser.usage = f"{parser.prog} [OPTION]… IMAGE" + ("" if console else " [COMMAND [ARG]…]")
-    _machine_options(parser)
-    _surroundings_options(parser)
+    machine_options(parser)
+    surroundings_options(parser)
     _stream_options(parser)
     parser.add_argument("image", metavar="IMAGE", help="name[:version], digest, file, or `host`")
     parser.add_argument(
@@ -50,7 +52,8 @@ _FILES_OPTIONS = {
 }
 
 
-def _machine_options(parser: argparse.ArgumentParser) -> None:
+def machine_options(parser: argparse.ArgumentParser) -> None:
+    """What `warm` shares with `run`: the machine."""
     add = parser.add_argument_group("machine").add_argument
     add("--mem", dest="memory", metavar="SIZE", help="guest memory (default 512M)")
     add("--cpus", metavar="N", help="guest CPUs (default 1)")
@@ -63,6 +66,11 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
         help="forward a TCP port of this host's loopback to the guest",
     )  # fmt: skip
     add("--hypervisor", metavar="NAME", help="auto, uml, kvm, xen or qemu")
+    add(
+        "--warm", dest="warm", action="store_const", const="auto",
+        help="resume from a machine that `apppot warm` kept (default, where there is one)",
+    )  # fmt: skip
+    add("--no-warm", dest="warm", action="store_const", const="off", help="boot in any case")
     add("--kernel", metavar="FILE", help="guest kernel instead of the pot's")
     add("--confine", metavar="HOW", help="auto (default), required, bubblewrap, landlock or off")
     add("-d", "--detach", action="store_true", help="run in the background; print the run's id")
@@ -70,7 +78,8 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     add("--gpus", "--nv", "--rocm", dest="gpu", nargs="?", const="all", help=argparse.SUPPRESS)
 
 
-def _surroundings_options(parser: argparse.ArgumentParser) -> None:
+def surroundings_options(parser: argparse.ArgumentParser) -> None:
+    """What `warm` shares with `run`: what the command finds around it."""
     add = parser.add_argument_group("surroundings of the command").add_argument
     add(
         "-v", "--bind", metavar="SRC:DST[:ro]", action="append", default=[],
@@ -167,15 +176,21 @@ def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -
     from apppot.host.hypervisor import memory
 
     while True:
+        kept = prepared.kept()
         try:
-            return launch.run(
-                prepared.plan,
-                prepared.hypervisor,
-                prepared.capabilities,
-                prepared.request.read_stdin,
-                open_book,
-            )
+            with contextlib.ExitStack() as stack:
+                return launch.run(
+                    prepared.plan,
+                    prepared.hypervisor,
+                    prepared.capabilities,
+                    prepared.request.read_stdin,
+                    open_book,
+                    None if kept is None else _resuming(kept, prepared, stack),
+                )
         except launch.NoHello as error:
+            if kept is not None:
+                prepared.give_up(kept, error.reason)
+                continue
             silent, digest = prepared.hypervisor, prepared.plan.kernel.digest
             if not prepared.next_hypervisor():
                 raise
@@ -184,6 +199,17 @@ def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -
                 f"apppot: warning: {silent.name}: {error.reason}; trying "
                 f"{prepared.hypervisor.name}, also next time until this host boots again\n"
             )
+
+
+def _resuming(kept: Kept, prepared: Prepared, stack: contextlib.ExitStack) -> Warmth:
+    from apppot.host.launch import NoHello
+    from apppot.host.warm.machine import Resuming
+
+    try:
+        return Resuming(kept, prepared.plan.job, stack)
+    except OSError as error:
+        reason = f"the kept machine cannot be read: {error}"
+        raise NoHello(reason, "", reason) from error
 
 
 def _report(record: Run, args: argparse.Namespace) -> int:
@@ -254,6 +280,29 @@ class Prepared:
     def hypervisor(self) -> Hypervisor:
         """The one that `plan` is for."""
         return self._candidates[0]
+
+    def kept(self) -> Kept | None:
+        """The kept machine that this run can resume from, where there is one."""
+        if self.settings["warm"].value == "off" or not self.hypervisor.monitored:
+            return None
+        from apppot.host import paths
+
+        if not os.path.isdir(os.path.join(paths.cache_home(), "warm")):
+            return None
+        from apppot.host.warm import key, store
+
+        if key.obstacle(self.plan, self.hypervisor):
+            return None
+        return store.find(key.key(self.plan, self.hypervisor, self.request))
+
+    def give_up(self, kept: Kept, reason: str) -> None:
+        """Delete a kept machine of which no guest came to life, and start cold."""
+        from apppot.host.warm import store
+
+        self.settings["warm"] = replace(self.settings["warm"], value="off")
+        with contextlib.suppress(OSError):
+            store.remove(kept)
+        sys.stderr.write(f"apppot: warning: warm start: {reason}; it is deleted, starting cold\n")
 
     @property
     def is_last(self) -> bool:

@@ -34,6 +34,8 @@ class Wires:
     channel: int
     network: int | None = None  # the network helper's socket, where it takes a descriptor
     monitor: int | None = None  # where it has one
+    memory: int | None = None  # the guest's memory, where the launcher made its file
+    devices: int | None = None  # state of a machine that goes on; it waits for an order to
 
 
 class Hypervisor(Protocol):

@@ -36,8 +36,6 @@ class Qemu:
     pinned = False
     accelerator = "tcg"
     cpu = "max"
-    # The machine has nothing else to calibrate against that works in emulation.
-    timer_words: tuple[str, ...] = ("tsc_early_khz=1000000", "no_timer_check")
 
     def __init__(self, host: Capabilities) -> None:
         self._host = host
@@ -69,6 +67,12 @@ class Qemu:
             size = f"size={plan.memory >> 10}K"
             words += ["-object", f"memory-backend-memfd,id=memory,{size},hugetlb=on"]
             words += ["-machine", "memory-backend=memory"]
+        if wires.memory is not None:
+            place = f"mem-path=/proc/self/fd/{wires.memory},share=on"
+            words += ["-object", f"memory-backend-file,id=memory,size={plan.memory >> 10}K,{place}"]
+            words += ["-machine", "memory-backend=memory"]
+        if wires.devices is not None:
+            words += ["-incoming", "defer"]
         words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         words += _SANDBOX
         words += ["-kernel", f"{view}/kernel", "-append", " ".join(self._append(plan))]
@@ -91,8 +95,13 @@ class Qemu:
     def _machine(self) -> str:
         return f"microvm,accel={self.accelerator},pit=on,pic=on,rtc=on"
 
+    def _timer_words(self) -> list[str]:
+        # The guest has the host's counter, and nothing to calibrate against that works in
+        # emulation: where its rate is unknown, its clock is wrong, but it boots.
+        return [f"tsc_early_khz={self._host.tsc_khz or 1_000_000}", "no_timer_check"]
+
     def _append(self, plan: LaunchPlan) -> list[str]:
-        words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", *self.timer_words]
+        words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", *self._timer_words()]
         words += [f"root={self.devices[0]}", "ro", "rootfstype=ext4", "init=/sbin/apppot-init"]
         words += plan.extra
         return [*words, f"apppot.drive={self.devices[1]}", f"apppot.channel={CHANNEL}"]
@@ -104,7 +113,6 @@ class Kvm(Qemu):
     name = "kvm"
     accelerator = "kvm"
     cpu = "host"
-    timer_words = ()
 
     def _accelerator_verdict(self) -> Verdict:
         if not os.path.exists(KVM_DEVICE):
@@ -114,6 +122,9 @@ class Kvm(Qemu):
             remedy = "ask the administrator to put you into the group that it belongs to"
             return Verdict(False, f"{KVM_DEVICE} is not yours to open", remedy)
         return Verdict(True, f"{KVM_DEVICE} opens; the first guest proves whether it works")
+
+    def _timer_words(self) -> list[str]:
+        return []
 
     def surroundings(self, plan: LaunchPlan) -> Surroundings:
         return Surroundings(_TEMPORARY, programs=True, devices=(KVM_DEVICE,))

@@ -1,0 +1,156 @@
+"""What starting a machine that is kept, or resumes, adds to the start of any.
+
+Its memory is a file without a name that the launcher fills and reads (memfd): the machine itself
+never has a descriptor of what is kept, and each that resumes has a copy of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from binascii import b2a_base64
+from collections.abc import Callable, Iterator, Mapping
+
+from apppot.guest.protocol import frames
+from apppot.guest.protocol.job import Job
+from apppot.guest.protocol.jsonlite import dumps
+from apppot.host.errors import HypervisorError
+from apppot.host.hypervisor.qmp import OrderError, Orders
+from apppot.host.plan import LaunchPlan
+from apppot.host.relay import GuestFailed
+from apppot.host.warm import memory, store
+
+_ENTROPY_BYTES = 64
+_SECONDS = 60.0
+# Memory that is a shared file stays out of the state that QEMU writes and reads.
+_CAPABILITIES = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+
+
+class Warmth:
+    """What `launch` does differently for such a machine.
+
+    `memory` and `devices` are descriptors that the hypervisor inherits; a machine with `devices`
+    waits until `attach` gives it its state.  `first` is the first that it is told, and `hello`
+    is called instead of GO where there is one.
+    """
+
+    memory: int
+    devices: int | None = None
+    first = b""
+    hello: Callable[[], None] | None = None
+
+    def attach(self, connection: socket.socket) -> Orders:
+        """The monitor of the hypervisor that has just been started.  Raises GuestFailed."""
+        raise NotImplementedError
+
+
+class Keeping(Warmth):
+    """A machine that boots to be kept.  `kept` is what came of it."""
+
+    kept: store.Kept
+
+    def __init__(
+        self, plan: LaunchPlan, key: str, facts: Mapping[str, object], stack: contextlib.ExitStack
+    ) -> None:
+        self._key, self._facts = key, facts
+        self.memory = _memory_file(plan.memory, stack)
+        self._orders: Orders | None = None
+        self.hello = self._keep
+
+    def attach(self, connection: socket.socket) -> Orders:
+        self._orders = Orders(connection)
+        with _failing():
+            self._orders.connect()
+        return self._orders
+
+    def _keep(self) -> None:
+        """The guest has said HELLO and stands still: keep what it is."""
+        orders = self._orders
+        assert orders is not None
+        with _failing():
+            devices = _state_of(orders)
+        try:
+            self.kept = store.keep(self._key, self._facts, self.memory, devices)
+        except OSError as error:
+            raise HypervisorError(
+                f"the machine cannot be kept in {store.home()}: {error.strerror}",
+                "make room there, or set XDG_CACHE_HOME to a directory on a disk that has some",
+            ) from error
+
+
+class Resuming(Warmth):
+    """A machine that goes on where a kept one stopped.  Raises OSError where that is gone."""
+
+    def __init__(self, kept: store.Kept, job: Job, stack: contextlib.ExitStack) -> None:
+        self._extents = kept.extents
+        self._file = os.open(kept.memory_file, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, self._file)
+        with open(kept.device_file, "rb") as state:
+            self._state = state.read()
+        self.memory = _memory_file(kept.memory, stack)
+        self._sender, receiver = socket.socketpair()
+        stack.callback(self._sender.close)
+        stack.callback(receiver.close)
+        self.devices = receiver.fileno()
+        self.first = _wake(job)
+        kept.touch()
+
+    def attach(self, connection: socket.socket) -> Orders:
+        orders = Orders(connection)
+        with _failing():
+            # While QEMU starts.
+            memory.unpack(self._file, self._extents, self.memory)
+            orders.connect()
+            orders.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
+            orders.order("migrate-incoming", uri=f"fd:{self.devices}")
+            self._sender.settimeout(_SECONDS)
+            self._sender.sendall(self._state)
+            self._sender.shutdown(socket.SHUT_WR)
+        return orders
+
+
+def _state_of(orders: Orders) -> bytes:
+    """The state of the machine's devices; it stands still from then on."""
+    receiver, sender = socket.socketpair()
+    with receiver:
+        receiver.settimeout(_SECONDS)
+        orders.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
+        with sender:
+            orders.order("getfd", fd=sender.fileno(), fdname="devices")
+        orders.order("migrate", uri="fd:devices")
+        with receiver.makefile("rb") as file:
+            state = file.read()
+    if orders.await_event("MIGRATION", ("completed", "failed")) == "failed":
+        raise OrderError("QEMU could not write the state of its devices")
+    return state
+
+
+def _memory_file(size: int, stack: contextlib.ExitStack) -> int:
+    fd = os.memfd_create("apppot-memory")
+    stack.callback(os.close, fd)
+    os.truncate(fd, size)
+    return fd
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    """No payload has started: another start may do better."""
+    try:
+        yield
+    except (OrderError, OSError, ValueError) as error:
+        raise GuestFailed(
+            f"the machine could not be kept or resumed: {error}", silent=True
+        ) from error
+
+
+def _wake(job: Job) -> bytes:
+    """The frames that wake the machine: its job, and what no other machine has."""
+    description = job.dump()
+    pieces = [
+        frames.encode(frames.WAKE_PART, payload=description[at : at + frames.MAX_PAYLOAD])
+        for at in range(0, len(description), frames.MAX_PAYLOAD)
+    ]
+    entropy = b2a_base64(os.urandom(_ENTROPY_BYTES), newline=False).decode("ascii")
+    said = dumps({"entropy": entropy}).encode()
+    return b"".join([*pieces, frames.encode(frames.WAKE, payload=said)])

@@ -1,0 +1,77 @@
+"""A guest's memory as a file: what is not zero of it, in one piece, and where that belongs."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+
+_PAGE = 4096
+_BLOCK = 1 << 20
+# Zeros up to so many bytes are kept with what is around them: fewer, larger pieces.
+_GAP = 64 << 10
+# One call of write(2) takes no more.
+_MOST = 1 << 30
+
+Extents = list[tuple[int, int]]  # (offset, length) in bytes, rising
+
+
+def pack(memory: int, file: int) -> Extents:
+    """Append what is not zero in the file `memory` to `file`; where it came from."""
+    extents: Extents = []
+    for start, end in _pages(memory):
+        if extents and start - extents[-1][0] - extents[-1][1] <= _GAP:
+            extents[-1] = (extents[-1][0], end - extents[-1][0])
+        else:
+            extents.append((start, end - start))
+    for offset, length in extents:
+        for at in range(offset, offset + length, _BLOCK):
+            data = memoryview(os.pread(memory, min(_BLOCK, offset + length - at), at))
+            while data:
+                data = data[os.write(file, data) :]
+    return extents
+
+
+def _pages(memory: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of runs of pages that are not all zero."""
+    zeros = bytes(_PAGE)
+    for start, end in _data(memory):
+        for at in range(start, end, _BLOCK):
+            block = os.pread(memory, min(_BLOCK, end - at), at)
+            for page in range(0, len(block), _PAGE):
+                if block[page : page + _PAGE] != zeros[: len(block) - page]:
+                    yield at + page, at + min(page + _PAGE, len(block))
+
+
+def _data(memory: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of what the file has, between its holes."""
+    size, at = os.fstat(memory).st_size, 0
+    while at < size:
+        try:
+            at = os.lseek(memory, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        end = os.lseek(memory, at, os.SEEK_HOLE)
+        yield at, end
+        at = end
+
+
+def unpack(file: int, extents: Extents, memory: int) -> None:
+    """Put what `pack` took back where it belongs in `memory`, a file of zeros.
+
+    Raises OSError, or ValueError where `file` is shorter than that.
+    """
+    with mmap.mmap(file, 0, prot=mmap.PROT_READ) as kept, memoryview(kept) as data:
+        if len(data) != sum(length for _, length in extents):
+            raise ValueError("the memory of the kept machine is not complete")
+        at = 0
+        for offset, length in extents:
+            _write(memory, data[at : at + length], offset)
+            at += length
+
+
+def _write(memory: int, data: memoryview, offset: int) -> None:
+    with data:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(memory, data[done : done + _MOST], offset + done)

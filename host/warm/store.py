@@ -1,0 +1,192 @@
+"""Kept machines: a folder for each, of its user only, that appears whole or not at all.
+
+A machine that is just being written has a lock; what a killed launcher left of one is swept by
+the next that keeps or lists.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from apppot.host.paths import cache_home
+from apppot.host.pot.state import read_json, sync_folder
+from apppot.host.warm.memory import Extents, pack
+
+_VERSION = 1
+# Machines that are kept; of more, those go that were used longest ago.
+MOST = 8
+_RECORD, _MEMORY, _DEVICES = "machine.json", "memory", "devices"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kept machine: what it was made for, and its files."""
+
+    key: str
+    folder: str
+    image: str
+    hypervisor: str
+    memory: int  # bytes
+    cpus: int
+    created: str
+    extents: Extents
+
+    @property
+    def memory_file(self) -> str:
+        return os.path.join(self.folder, _MEMORY)
+
+    @property
+    def device_file(self) -> str:
+        return os.path.join(self.folder, _DEVICES)
+
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(os.stat(path).st_size for path in (self.memory_file, self.device_file))
+
+    def used(self) -> float:
+        """When a run last resumed from it, or it was made (seconds since 1970)."""
+        return os.stat(os.path.join(self.folder, _RECORD)).st_mtime
+
+    def touch(self) -> None:
+        """Note that it is used now."""
+        with suppress(OSError):  # a store that cannot be written to keeps no order
+            os.utime(os.path.join(self.folder, _RECORD))
+
+
+def home() -> str:
+    """Where the user's kept machines lie."""
+    return os.path.join(cache_home(), "warm")
+
+
+def find(key: str) -> Kept | None:
+    """The kept machine of that name; None where there is none, or its record is damaged."""
+    folder = os.path.join(home(), key)
+    value = read_json(os.path.join(folder, _RECORD), _VERSION)
+    if value is None:
+        return None
+    try:
+        extents = [(int(at), int(length)) for at, length in value["extents"]]  # type: ignore[attr-defined]
+        return Kept(
+            key,
+            folder,
+            str(value["image"]),
+            str(value["hypervisor"]),
+            int(str(value["memory"])),
+            int(str(value["cpus"])),
+            str(value["created"]),
+            extents,
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def machines() -> list[Kept]:
+    """All kept machines, the one used last first."""
+    try:
+        names = [name for name in os.listdir(home()) if not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    found = [machine for name in names if (machine := find(name)) is not None]
+    return sorted(found, key=lambda machine: -machine.used())
+
+
+def keep(key: str, facts: Mapping[str, object], memory: int, devices: bytes) -> Kept:
+    """Keep a machine that stands still: its memory, a file, and its devices' state.
+
+    `facts` are the fields of `Kept` that describe it.  Raises OSError.
+    """
+    os.makedirs(home(), mode=0o700, exist_ok=True)
+    sweep()
+    with _making() as making:
+        with _file(making, _MEMORY) as file:
+            extents = pack(memory, file)
+        with _file(making, _DEVICES) as file:
+            os.write(file, devices)
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {"version": _VERSION, **facts, "created": created, "extents": extents}
+        with _file(making, _RECORD) as file:
+            os.write(file, json.dumps(record).encode())
+        folder = os.path.join(home(), key)
+        _remove(folder)
+        os.rename(making, folder)
+        sync_folder(home())
+    for machine in machines()[MOST:]:
+        remove(machine)
+    found = find(key)
+    assert found is not None
+    return found
+
+
+@contextmanager
+def _making() -> Iterator[str]:
+    """A locked folder for what is not whole yet; removed where it was not renamed."""
+    path, lock = _locked()
+    while not os.fstat(lock).st_nlink:  # just swept, between its making and its lock
+        os.close(lock)
+        path, lock = _locked()
+    try:
+        yield path
+    finally:
+        _remove(path)
+        os.close(lock)
+
+
+def _locked() -> tuple[str, int]:
+    path = os.path.join(home(), f".making-{os.getpid()}-{os.urandom(4).hex()}")
+    os.mkdir(path, 0o700)
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return path, lock
+
+
+@contextmanager
+def _file(folder: str, name: str) -> Iterator[int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(os.path.join(folder, name), flags, 0o400)
+    try:
+        yield fd
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove(machine: Kept) -> None:
+    """Delete it; a run that has just begun to resume from it goes on."""
+    _remove(machine.folder)
+
+
+def sweep() -> None:
+    """Remove what killed launchers left half-made."""
+    for name in os.listdir(home()) if os.path.isdir(home()) else ():
+        if name.startswith("."):
+            _sweep_one(os.path.join(home(), name))
+
+
+def _sweep_one(path: str) -> None:
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return  # just going
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(path)
+    except BlockingIOError:
+        pass  # its launcher lives
+    finally:
+        os.close(lock)
+
+
+def _remove(folder: str) -> None:
+    """Remove a machine's folder: first its name, so that nobody finds half of it."""
+    doomed = os.path.join(home(), f".gone-{os.getpid()}-{os.urandom(4).hex()}")
+    with suppress(FileNotFoundError):  # gone already, or another sweeps it
+        os.rename(folder, doomed)
+        for name in os.listdir(doomed):
+            os.unlink(os.path.join(doomed, name))
+        os.rmdir(doomed)
