@@ -70,8 +70,12 @@ class Partition:
 
 
 def kernel() -> str:
-    """The bzImage that boots on a PC.  Raises PotError."""
+    """The bzImage that boots on a PC: $APPPOT_X86_KERNEL, else the pot's.  Raises PotError."""
     path = os.environ.get("APPPOT_X86_KERNEL", "")
+    # A pot of this version may have no such kernel.
+    find = getattr(layout, "find_x86_kernel", None)
+    if not path and find is not None:
+        path = str(find().bzimage)
     if not os.access(path, os.R_OK):
         raise PotError("the pot has no kernel for a machine of its own", KERNEL_HINT)
     return path
@@ -84,7 +88,8 @@ def resolve_changes(paths: Sequence[str], image: Image) -> list[Image]:
         one = store.resolve(path if "/" in path else f"./{path}")
         record = changes.read(one.path)
         if record is not None:
-            changes.check_base(path, record, _digest(image), image.path)
+            name = image.record.name if image.record else image.path
+            changes.check_base(path, record, _digest(image), name)
         found.append(one)
     return found
 

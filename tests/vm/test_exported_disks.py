@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol import drive
+from apppot.host.errors import PotError
+from apppot.host.images.disk import kernel
 from apppot.host.images.export import Wishes, export
 from apppot.host.pot.layout import find_pot
 from vm_cloud import serving
@@ -43,8 +45,10 @@ DATA = random.Random(7).randbytes(200_000)
 @pytest.fixture(scope="session")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base image with changes over it, as a disk that boots."""
-    if "APPPOT_X86_KERNEL" not in os.environ:
-        pytest.skip("no kernel for a machine of its own: APPPOT_X86_KERNEL")
+    try:
+        kernel()
+    except PotError as error:
+        pytest.skip(f"{error}")
     for tool in (QEMU, "grub-mkimage", "mcopy", "mkfs.fat", "sfdisk"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is missing: see image-recipes/host/packages.txt")
