@@ -126,10 +126,12 @@ def acquire() -> Lease | None:
 
 
 def _offered(clients: list[_Client], patience: float) -> Lease | None:
+    asked: set[_Client] = set()
     for client in clients:
         client.send(_DISCOVER)
     for client, kind, address, options in _answers(clients, patience):
-        if kind == _OFFER:
+        if kind == _OFFER and client not in asked:
+            asked.add(client)
             wanted = {_ADDRESS: address, _SERVER: options.get(_SERVER, _ANY)}
             client.send(_REQUEST, wanted)
         elif kind == _ACK:

@@ -80,7 +80,8 @@ def resolve_changes(paths: Sequence[str], image: Image) -> list[Image]:
         one = store.resolve(path if "/" in path else f"./{path}")
         record = changes.read(one.path)
         if record is not None:
-            changes.check_base(path, record, _digest(image), image.path)
+            name = image.record.name if image.record else image.path
+            changes.check_base(path, record, _digest(image), name)
         found.append(one)
     return found
 
