@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml $(shell find guest host image-recipes -type f -not -name '*.pyc')
 JOBS ?= 3
 
-.PHONY: help demo test unit vm lint bench pot images man host clean
+.PHONY: help demo test unit vm lab lint bench pot images man host clean
 help:  ## List the targets.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -42,6 +42,9 @@ unit: $(INSTALLED)  ## Tests without a virtual machine: seconds.
 
 vm: images  ## Tests in virtual machines.
 	$(BIN)/python -m pytest -q -n $(JOBS) --durations=10 tests/vm
+
+lab: images  ## The scenarios on real KVM and real Xen, inside QEMU.
+	$(BIN)/python -m tests.lab
 
 test: images  ## All tests; sets up what they need.
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10 tests

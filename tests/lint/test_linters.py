@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ("tests/lint", "tests/unit", "tests/host", "tests/vm", "tests/conftest.py", "benchmarks")
+TESTS = (
+    *("tests/lint", "tests/unit", "tests/host", "tests/vm", "tests/scenarios", "tests/lab"),
+    *("tests/conftest.py", "benchmarks"),
+)
 
 
 def check(*argv: str) -> None:
@@ -26,15 +29,7 @@ def test_mypy_strict_on_the_package() -> None:
 
 @pytest.mark.timeout(300)
 def test_mypy_strict_on_tests_and_benchmarks() -> None:
-    check(
-        "mypy",
-        "tests/lint",
-        "tests/unit",
-        "tests/host",
-        "tests/vm",
-        "tests/conftest.py",
-        "benchmarks",
-    )
+    check("mypy", *TESTS)
 
 
 def test_ruff_finds_nothing() -> None:

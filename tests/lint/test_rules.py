@@ -83,10 +83,10 @@ def test_typing_roots_are_links_to_the_folders() -> None:
 
 
 def test_every_recipe_is_installed() -> None:
-    """All but what prepares a host for this tree."""
+    """All but what prepares a host for this tree, or for its tests."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["data-files"].values()
     installed = {path for group in patterns for pattern in group for path in ROOT.glob(pattern)}
     recipes = {path for path in (ROOT / "image-recipes").rglob("*") if path.is_file()}
-    host = ROOT / "image-recipes" / "host"
-    assert recipes - installed == {path for path in recipes if path.is_relative_to(host)}
+    own = [ROOT / "image-recipes" / name for name in ("host", "lab")]
+    assert recipes - installed == {path for path in recipes if path.parent in own}

@@ -25,6 +25,8 @@ from apppot.host.images.export import Wishes, export
 from apppot.host.pot.apt import Apt
 from vm_harness import embedded_image, eventually
 
+from tests.lab.initramfs import cpio
+
 QEMU = "qemu-system-x86_64"
 MODULES = ("virtio_pci", "virtio_blk", "squashfs", "overlay")
 BOOT = 100  # seconds: an emulated processor beside other tests
@@ -75,18 +77,6 @@ class Kernel:
     release: str
     image: Path
     initrd: Path
-
-
-def cpio(entries: list[tuple[str, int, bytes]]) -> bytes:
-    """An archive of (name, mode, contents) in the kernel's initramfs form."""
-    archive = bytearray()
-    for number, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
-        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
-        archive += b"070701" + b"".join([b"%08X" % field for field in fields])
-        for part in (name.encode() + b"\0", data):
-            archive += part
-            archive += bytes(-len(archive) % 4)
-    return bytes(archive)
 
 
 def modules(tree: Path, names: tuple[str, ...]) -> list[bytes]:
