@@ -47,7 +47,19 @@ def diagnose(console: str) -> tuple[str, str]:
     return "", ""
 
 
+# What a kernel prints behind a panic: registers and a trace.
+_AFTER_PANIC = 60
+
+
 def last_lines(console: str, count: int = 12) -> list[str]:
-    """The console's last lines, without control characters and stack addresses."""
+    """The console's last lines, without control characters and stack addresses.
+
+    Where the kernel has panicked, from that line on.
+    """
     lines = [re.sub(r"[^\x20-\x7e\t]", "", line).rstrip() for line in console.splitlines()]
-    return [line for line in lines if line and not re.match(r"\s*\[<[0-9a-f]+>\]", line)][-count:]
+    lines = [line for line in lines if line and not re.match(r"\s*\[<[0-9a-f]+>\]", line)]
+    for number, line in enumerate(lines[-_AFTER_PANIC:]):
+        if "Kernel panic" in line:
+            start = max(0, len(lines) - _AFTER_PANIC) + number
+            return lines[max(0, min(start, len(lines) - count)) :][:count]
+    return lines[-count:]

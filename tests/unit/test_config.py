@@ -124,4 +124,7 @@ def test_last_lines() -> None:
     text = "\n".join(["one", " [<6001f0a0>] do_x+0x1", "\x1b[31mred\x07", "", *map(str, range(20))])
     assert diagnosis.last_lines(text)[-1] == "19"
     assert len(diagnosis.last_lines(text)) == 12
+    panic = f"{text}\nKernel panic - not syncing: test\n" + "\n".join(["trace"] * 30)
+    assert diagnosis.last_lines(panic)[0] == "Kernel panic - not syncing: test"
+    assert diagnosis.last_lines(f"{text}\nKernel panic - short")[-1] == "Kernel panic - short"
     assert diagnosis.last_lines(text, 30)[:2] == ["one", "[31mred"]
