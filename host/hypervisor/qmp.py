@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -68,8 +69,15 @@ class Orders:
             status = found.get("status") if isinstance(found, dict) else None
             return "" if status == "running" else f"QEMU has it in the state {status!s:.40}"
         except OrderError:
-            pass  # gone: its last events tell
+            self._hear_last_words()
         return f"QEMU says why: {self._reason}" if self._reason else ""
+
+    def _hear_last_words(self) -> None:
+        """Note the events that a QEMU which is gone, or deaf, has left."""
+        deadline = time.monotonic() + _ACCOUNT_SECONDS
+        with contextlib.suppress(OrderError):
+            while time.monotonic() < deadline:
+                self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         """The next message; of an event, what it says is noted."""

@@ -21,11 +21,15 @@ def pair() -> Iterator[Pair]:
 
 def test_the_answer_comes_behind_events(pair: Pair) -> None:
     orders, qemu = pair
-    qemu.sendall(b'{"event": "RESUME"}\n{"event": "SHUTDOWN", "data": {"reason": "why"}}\n')
-    qemu.sendall(b'{"return": {"status": "paused"}}\n')
+    qemu.sendall(b'{"event": "RESUME"}\n{"return": {"status": "paused"}}\n')
     assert orders.order("query-status") == {"status": "paused"}
+
+
+def test_the_last_words_of_one_that_is_gone_are_heard(pair: Pair) -> None:
+    orders, qemu = pair
+    qemu.sendall(b'{"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}\n')
     qemu.close()
-    assert orders.account() == "QEMU says why: why"
+    assert orders.account() == "QEMU says why: guest-reset"
 
 
 def test_a_refusal_is_told(pair: Pair) -> None:
