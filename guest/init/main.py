@@ -199,6 +199,11 @@ def _take(boot: Boot, steps: Steps) -> None:
 
 def _sleep(boot: Boot, served: session.Session) -> None:
     """Say HELLO, to be kept as this machine is now; return in each machine that resumes."""
+    from apppot.guest.init import readahead
+
+    boot.step = "read ahead"
+    readahead.read(boot.points)
+    boot.mark(boot.step)
     served.channel.greet(_hello(boot))
     boot.step = "wait for WAKE"
     description, said = served.wait_for_wake()

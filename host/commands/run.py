@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from apppot.host.launch import Run
     from apppot.host.plan import KernelChoice
     from apppot.host.planning import Bind, Ground, Request
-    from apppot.host.warm.machine import Warmth
+    from apppot.host.warm.machine import Resuming
     from apppot.host.warm.store import Kept
 
 STARTED = time.monotonic()
@@ -179,13 +179,14 @@ def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -
         kept = prepared.kept()
         try:
             with contextlib.ExitStack() as stack:
+                warmth = None if kept is None else _resuming(kept, prepared, stack)
                 return launch.run(
-                    prepared.plan,
+                    prepared.plan if warmth is None else warmth.plan,
                     prepared.hypervisor,
                     prepared.capabilities,
                     prepared.request.read_stdin,
                     open_book,
-                    None if kept is None else _resuming(kept, prepared, stack),
+                    warmth,
                 )
         except launch.NoHello as error:
             if kept is not None:
@@ -201,12 +202,12 @@ def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -
             )
 
 
-def _resuming(kept: Kept, prepared: Prepared, stack: contextlib.ExitStack) -> Warmth:
+def _resuming(kept: Kept, prepared: Prepared, stack: contextlib.ExitStack) -> Resuming:
     from apppot.host.launch import NoHello
     from apppot.host.warm.machine import Resuming
 
     try:
-        return Resuming(kept, prepared.plan.job, stack)
+        return Resuming(kept, prepared.plan, stack)
     except OSError as error:
         reason = f"the kept machine cannot be read: {error}"
         raise NoHello(reason, "", reason) from error

@@ -11,13 +11,14 @@ import os
 import socket
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from apppot.guest.protocol import frames
 from apppot.guest.protocol.job import Job
 from apppot.guest.protocol.jsonlite import dumps
 from apppot.host.errors import HypervisorError
 from apppot.host.hypervisor.qmp import OrderError, Orders
-from apppot.host.plan import LaunchPlan
+from apppot.host.plan import LaunchPlan, Shown
 from apppot.host.relay import GuestFailed
 from apppot.host.warm import memory, store
 
@@ -80,9 +81,15 @@ class Keeping(Warmth):
 
 
 class Resuming(Warmth):
-    """A machine that goes on where a kept one stopped.  Raises OSError where that is gone."""
+    """A machine that goes on where a kept one stopped.  Raises OSError where that is gone.
 
-    def __init__(self, kept: store.Kept, job: Job, stack: contextlib.ExitStack) -> None:
+    `plan` is what to start, instead of the one given.
+    """
+
+    def __init__(self, kept: store.Kept, plan: LaunchPlan, stack: contextlib.ExitStack) -> None:
+        stub = Shown("kernel", kept.stub)
+        shown = tuple(stub if item.name == stub.name else item for item in plan.shown)
+        self.plan = replace(plan, shown=shown)
         self._extents = kept.extents
         self._file = os.open(kept.memory_file, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, self._file)
@@ -93,7 +100,7 @@ class Resuming(Warmth):
         stack.callback(self._sender.close)
         stack.callback(receiver.close)
         self.devices = receiver.fileno()
-        self.first = _wake(job)
+        self.first = _wake(plan.job)
         kept.touch()
 
     def attach(self, connection: socket.socket) -> Orders:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 _PAGE = 4096
 _BLOCK = 1 << 20
 # Zeros up to so many bytes are kept with what is around them: fewer, larger pieces.
-_GAP = 64 << 10
+_GAP = 16 << 10
 # One call of write(2) takes no more.
 _MOST = 1 << 30
 

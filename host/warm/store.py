@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from apppot.host.paths import cache_home
 from apppot.host.pot.state import read_json, sync_folder
+from apppot.host.warm import stub
 from apppot.host.warm.memory import Extents, pack
 
 _VERSION = 1
 # Machines that are kept; of more, those go that were used longest ago.
 MOST = 8
-_RECORD, _MEMORY, _DEVICES = "machine.json", "memory", "devices"
+_RECORD, _MEMORY, _DEVICES, _STUB = "machine.json", "memory", "devices", "stub"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Kept:
     @property
     def device_file(self) -> str:
         return os.path.join(self.folder, _DEVICES)
+
+    @property
+    def stub(self) -> str:
+        """What stands in for its kernel."""
+        return os.path.join(self.folder, _STUB)
 
     def size(self) -> int:
         """Bytes on the disk."""
@@ -108,6 +114,8 @@ def keep(key: str, facts: Mapping[str, object], memory: int, devices: bytes) -> 
             extents = pack(memory, file)
         with _file(making, _DEVICES) as file:
             os.write(file, devices)
+        with _file(making, _STUB) as file:
+            os.write(file, stub.kernel())
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {"version": _VERSION, **facts, "created": created, "extents": extents}
         with _file(making, _RECORD) as file:

@@ -182,6 +182,7 @@ class Launcher:
             "APPPOT_LOG": str(self.log),
             # Not what this machine happens to offer: no test depends on that by chance.
             "APPPOT_HYPERVISOR": os.environ.get("VM_TESTS_HYPERVISOR", "uml"),
+            "APPPOT_WARM": "off",
         }
         return {**os.environ, **own, **self.who.env, **(extra or {})}
 

@@ -37,7 +37,7 @@ class Kept:
         self.cache = place / "cache"
 
     def env(self, cache: Path | None = None) -> dict[str, str]:
-        return {"XDG_CACHE_HOME": str(cache or self.cache)}
+        return {"XDG_CACHE_HOME": str(cache or self.cache), "APPPOT_WARM": "auto"}
 
     def keep(self, launcher: Launcher) -> Result:
         return launcher(*self.options, IMAGE, command="warm", env=self.env())
