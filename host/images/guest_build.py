@@ -28,6 +28,10 @@ restore() {
 restore etc/sudoers.d/apppot
 if [ -e /etc/sudoers ] && ! in_parent etc/sudoers; then rm -f /etc/sudoers; fi
 if ! in_parent etc/sudoers.d; then rmdir /etc/sudoers.d 2>/dev/null || true; fi
+# What the pot lends to every guest is not the image's.
+for name in usr/bin/sudo usr/bin/apppot-snap; do
+    if ! in_parent $name; then rm -f /$name; fi
+done
 
 # --- Packages, files, steps.
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 HOME=/root
@@ -93,7 +97,7 @@ for name in $generated; do
     case $name in passwd | group | shadow | gshadow) merge "$name" ;; esac
 done
 for name in passwd group shadow gshadow subuid subgid; do restore "etc/$name-"; done
-for name in home/user/job home/user home etc/sudoers.d; do
+for name in home/user/job home/user home etc/sudoers.d usr/bin usr; do
     if ! in_parent "$name"; then rmdir "/$name" 2>/dev/null || true; fi
 done
 # Logs and caches that tell only of when this was built, unless the parent has them.
@@ -108,7 +112,7 @@ if in_parent var/lib/apt/lists; then
 fi
 
 # A directory that holds what it held has its old time.
-for name in home etc etc/sudoers.d var/log var/log/apt var/cache/apt var/cache/ldconfig; do
+for name in home etc etc/sudoers.d usr usr/bin var/log var/log/apt var/cache/apt var/cache/ldconfig; do
     in_parent "$name" && [ -d "/$name" ] || continue
     if [ "$(ls -A "/$name")" = "$(ls -A "$build/parent/$name")" ]; then
         touch -r "$build/parent/$name" "/$name"
