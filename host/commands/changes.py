@@ -74,8 +74,8 @@ def record_of(path: str) -> Changes:
 def _inspect(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from apppot.host.files import file_digest
     from apppot.host.images.pack import printable
-    from apppot.host.images.store import file_digest
 
     record = record_of(args.file)
     value = {**asdict(record), "digest": file_digest(args.file), "size": os.path.getsize(args.file)}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from apppot.host import process
 from apppot.host.errors import ImageError, UsageError
+from apppot.host.files import sync
 
 _LAUNCHER = "from apppot.host.cli import main; main()"
 _PROGRAM = (
@@ -62,11 +63,7 @@ def result(output: str) -> Iterator[str]:
             os.unlink(os.path.join(folder, entry))
     try:
         yield work
-        fd = os.open(work, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync(work)
         os.rename(work, output)
     finally:
         if os.path.lexists(work):

@@ -110,4 +110,4 @@ def _reference(image: Image | None) -> str:
 
 
 def _digest(image: Image | None) -> str:
-    return HOST_IMAGE if image is None else image.digest or store.file_digest(image.path)
+    return HOST_IMAGE if image is None else store.digest_of(image)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from apppot.host.errors import ApppotError, ImageError, RepositoryError, UsageError
+from apppot.host.files import PARTIAL, file_digest, sync, write_atomic
 from apppot.host.images import changes, importer, store
 from apppot.host.images.pack import printable
 from apppot.host.images.probe import ImageFormat, probe
@@ -173,7 +174,7 @@ def _sweep(folder: str) -> None:
     """Remove what a killed publish left half-written; the lock says that none is running."""
     for base, _, names in os.walk(folder):
         for name in names:
-            if name.startswith(".") and name.endswith(files.PARTIAL):
+            if name.startswith(".") and name.endswith(PARTIAL):
                 os.unlink(os.path.join(base, name))
 
 
@@ -253,7 +254,7 @@ class Writer:
                 )
         data = _map_of(digest, size, rows).encode()
         blob = Blob(digest_of(data), len(data))
-        files.write_atomic(self._path("maps", blob.digest), data)
+        write_atomic(self._path("maps", blob.digest), data)
         self._maps[digest] = blob
         return blob
 
@@ -311,7 +312,7 @@ class _PackFile:
     def _begin(self) -> None:
         folder = os.path.join(self._writer.folder, "packs")
         os.makedirs(folder, exist_ok=True)
-        handle, self._temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=files.PARTIAL)
+        handle, self._temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=PARTIAL)
         self._out = os.fdopen(handle, "wb", buffering=1 << 20)
         self._pack, self._digest, self._size = _Pack(), hashlib.sha256(), 0
 
@@ -327,7 +328,7 @@ class _PackFile:
         path = os.path.join(self._writer.folder, blob_path("packs", blob.digest))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.replace(self._temporary, path)
-        files.sync_directory(os.path.dirname(path))
+        sync(os.path.dirname(path))
         self._pack.blob = blob
         self._writer.written += self._size
 
@@ -407,7 +408,7 @@ def _changes_entry(text: str, wish: Wish, writer: Writer) -> Entry:
     if not re.fullmatch(r"[^/\s]+", name):
         raise UsageError(f"{text!r} names no changes", "--changes [NAME[:VERSION]=]FILE")
     store.check_name(name, version or "1")
-    digest = store.file_digest(path)
+    digest = file_digest(path)
     said = changes.read(path)
     text = f"changes to {printable(said.image)}" if said else "changes"
     record = store.Record(
@@ -435,24 +436,24 @@ def _commit(folder: str, index: Index, key_names: Sequence[str]) -> None:
     data = index.encode()
     decode_index(data)  # what no reader would accept is not published
     digest = digest_of(data)
-    files.write_atomic(os.path.join(folder, blob_path("indexes", digest)), data)
+    write_atomic(os.path.join(folder, blob_path("indexes", digest)), data)
     signature = keys.sign(data, digest, key_names)
-    files.write_atomic(os.path.join(folder, SIGNATURE), signature)
+    write_atomic(os.path.join(folder, SIGNATURE), signature)
     # Only a convenience from here on: a reader who finds another index here than the signature
     # names takes the one in indexes/.
-    files.write_atomic(os.path.join(folder, INDEX), data)
+    write_atomic(os.path.join(folder, INDEX), data)
 
 
 def _write_page(folder: str, index: Index, key_names: Sequence[str]) -> None:
     own = {key.name: key.public for key in keys.own_keys()}
     text = page.render(index, [own[name] for name in key_names])
     path = os.path.join(folder, "index.html")
-    files.write_atomic(path, text.encode())
+    write_atomic(path, text.encode())
     data = index.encode()
     if not _holds(
         os.path.join(folder, INDEX), data
     ):  # a publish was killed between signature and copy
-        files.write_atomic(os.path.join(folder, INDEX), data)
+        write_atomic(os.path.join(folder, INDEX), data)
 
 
 def _holds(path: str, data: bytes) -> bool:

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from apppot.host.files import sync
 from apppot.host.paths import cache_home
-from apppot.host.pot.state import read_json, sync_folder
+from apppot.host.pot.state import read_json
 from apppot.host.warm.memory import Extents, pack
 
 _VERSION = 1
@@ -115,7 +116,7 @@ def keep(key: str, facts: Mapping[str, object], memory: int, devices: bytes) -> 
         folder = os.path.join(home(), key)
         _remove(folder)
         os.rename(making, folder)
-        sync_folder(home())
+        sync(home())
     for machine in machines()[MOST:]:
         remove(machine)
     found = find(key)
