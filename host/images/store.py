@@ -26,6 +26,7 @@ from typing import Any
 from apppot.host import files, paths
 from apppot.host.errors import ImageError
 from apppot.host.images.probe import ImageFormat, Probed, probe, require_bootable
+from apppot.host.units import timestamp
 
 LATEST = "latest"
 DIGEST_PREFIX = "sha256:"
@@ -399,7 +400,7 @@ def add(file: str, record: Record, digest: str | None = None, *, move: bool = Tr
         record,
         digest=digest,
         size=os.stat(file).st_size,
-        created=record.created or now(),
+        created=record.created or timestamp(),
     )
     with locked(store):
         if not move:
@@ -540,13 +541,6 @@ def known_digest(path: str) -> str:
         except (OSError, ImageError):
             pass  # no place to remember it
     return digest
-
-
-def now() -> str:
-    """This moment as ISO 8601 in UTC."""
-    import time
-
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _make_directory(path: str) -> None:

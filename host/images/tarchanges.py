@@ -19,6 +19,7 @@ from apppot.host.images import changes, importer, inguest, pack, probe, store, t
 from apppot.host.images.store import Image
 from apppot.host.planning import HOST_IMAGE
 from apppot.host.progress import Progress
+from apppot.host.units import timestamp
 
 # Part of the key: raise it when the same inputs give another result.
 _FORMAT = "changes 2"
@@ -69,7 +70,7 @@ def _convert(path: str, image: Image | None, over: Sequence[Image]) -> store.Rec
         made = os.path.join(folder, "image")
         base, *between = [_digest(item) for item in (image, *over)]
         label = image.record.name if image and image.record else _reference(image)
-        changes.seal(made, changes.Changes(base, label, store.now(), tuple(between)))
+        changes.seal(made, changes.Changes(base, label, timestamp(), tuple(between)))
         record = store.Record(
             digest="",
             name=f"changes-{importer.default_name(path)}"[: store.MAX_WORD],

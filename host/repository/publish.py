@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -46,6 +45,7 @@ from apppot.host.repository.model import (
     decode_map,
     digest_of,
 )
+from apppot.host.units import timestamp
 
 PACK_BYTES = 32 << 20
 FOLDERS = ("indexes", "maps", "packs")
@@ -106,15 +106,11 @@ def _publish(folder: str, wish: Wish, key_names: Sequence[str]) -> Published:
     entries = _merged(index.entries, new, wish.remove, serial)
     changed = old is None or entries != index.entries or not _signed_by(folder, key_names)
     if changed:
-        index = Index(index.id, serial, _now(), entries)
+        index = Index(index.id, serial, timestamp(), entries)
         _commit(folder, index, key_names)
     _write_page(folder, index, key_names)
     pruned = _prune(folder, index) if wish.prune else 0
     return Published(index.serial, len(entries), len(new), writer.written, pruned)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _merged(
@@ -426,7 +422,7 @@ def _changes_entry(text: str, wish: Wish, writer: Writer) -> Entry:
 
 
 def _file_time(path: str) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.stat(path).st_mtime))
+    return timestamp(os.stat(path).st_mtime)
 
 
 # --- the commit --------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from dataclasses import dataclass
 from apppot.host.files import sync
 from apppot.host.paths import cache_home
 from apppot.host.pot.state import read_json
-from apppot.host.warm.memory import Extents, pack
+from apppot.host.units import timestamp
+from apppot.host.warm.memory import Extents, pack, write_all
 
 _VERSION = 1
 # Machines that are kept; of more, those go that were used longest ago.
@@ -108,11 +108,10 @@ def keep(key: str, facts: Mapping[str, object], memory: int, devices: bytes) -> 
         with _file(making, _MEMORY) as file:
             extents = pack(memory, file)
         with _file(making, _DEVICES) as file:
-            os.write(file, devices)
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = {"version": _VERSION, **facts, "created": created, "extents": extents}
+            write_all(file, devices)
+        record = {"version": _VERSION, **facts, "created": timestamp(), "extents": extents}
         with _file(making, _RECORD) as file:
-            os.write(file, json.dumps(record).encode())
+            write_all(file, json.dumps(record).encode())
         folder = os.path.join(home(), key)
         _remove(folder)
         os.rename(making, folder)
