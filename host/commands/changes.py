@@ -76,7 +76,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from apppot.host.files import file_digest
-    from apppot.host.images.pack import printable
+    from apppot.host.text import printable
 
     record = record_of(args.file)
     value = {**asdict(record), "digest": file_digest(args.file), "size": os.path.getsize(args.file)}

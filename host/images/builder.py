@@ -283,7 +283,7 @@ def _runner(mode: BuildMode, target: str) -> tuple[str, ...]:
     if mode is BuildMode.GUEST:
         machine = ("--mem", steps.MEMORY, "--scratch", steps.SCRATCH, "--network", "user")
         return (
-            *(sys.executable, "-c", steps.LAUNCHER, "run", "--neutral", "-n", "-T", *machine),
+            *(*process.LAUNCHER, "run", "--neutral", "-n", "-T", *machine),
             *("--job-dir", "none", "-u", "root", "-w", "/", "-e", "SOURCE_DATE_EPOCH"),
             *("-e", "LC_ALL", "-v", f"{target}:{GUEST_WORK}:ro", "host"),
         )

@@ -147,12 +147,11 @@ def _id(identity: str, name: str) -> str:
 
 def _describe(image: Image, layers: dict[str, Image], scratch: int) -> bytes:
     """What the agent reads of its disk; the sources are names of partitions."""
-    inside = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
     record = image.record
     env = {} if record is None else record.env
     return Job(
         layers=[
-            Layer(source=name.encode(), fstype=inside.get(one.format, str(one.format)))
+            Layer(source=name.encode(), fstype=one.format.file_system)
             for name, one in layers.items()
         ],
         env={os.fsencode(name): os.fsencode(value) for name, value in env.items()},

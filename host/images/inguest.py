@@ -6,7 +6,6 @@ The launcher runs itself; the guest mounts the layers and writes its result into
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from apppot.host import process
 from apppot.host.errors import ImageError, UsageError
 from apppot.host.files import sync
 
-_LAUNCHER = "from apppot.host.cli import main; main()"
 _PROGRAM = (
     "import sys; sys.path.insert(0, '/usr/lib/apppot');"
     "from apppot.guest.merge.changes import main; sys.exit(main(sys.argv[1:]))"
@@ -36,7 +34,7 @@ def run(
     `options` are further ones of `apppot run`, relative to `cwd`; `folder` is where it writes.
     Raises ImageError with what it said when it failed.
     """
-    argv = [sys.executable, "-c", _LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
+    argv = [*process.LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
     argv += ["-u", "root", "--job-dir", folder or "none", *options, image]
     argv += ["/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words]
     place = Path(cwd) if cwd else None

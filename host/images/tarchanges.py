@@ -15,10 +15,11 @@ from typing import BinaryIO
 
 from apppot.host import process
 from apppot.host.errors import ImageError
-from apppot.host.images import changes, importer, inguest, pack, probe, store, tarstream
+from apppot.host.images import changes, importer, inguest, probe, store, tarstream
 from apppot.host.images.store import Image
 from apppot.host.planning import HOST_IMAGE
 from apppot.host.progress import Progress
+from apppot.host.text import printable
 from apppot.host.units import timestamp
 
 # Part of the key: raise it when the same inputs give another result.
@@ -56,7 +57,7 @@ def _identity(image: Image | None) -> object:
 
 
 def _convert(path: str, image: Image | None, over: Sequence[Image]) -> store.Record:
-    name = pack.printable(os.path.basename(path))
+    name = printable(os.path.basename(path))
     with store.workspace() as folder, Progress(f"reading changes from {name}"):
         _show(path, folder)
         words = ["convert", "image", _IN_GUEST, *([] if image else ["plain"])]
@@ -99,7 +100,7 @@ def _decompress(path: str, out: BinaryIO) -> None:
             while data := plain.read(tarstream.CHUNK):
                 out.write(data)
     except process.ToolError as error:
-        cause = pack.printable(" ".join(error.cause.split()))
+        cause = printable(" ".join(error.cause.split()))
         hint = tarstream.TRUNCATED_HINT if shutil.which("zstd") else error.hint
         raise ImageError(f"the changes {path!r}: {cause}", hint) from None
 

@@ -26,7 +26,6 @@ from typing import BinaryIO
 from apppot.host.errors import ApppotError, ImageError, RepositoryError, UsageError
 from apppot.host.files import PARTIAL, file_digest, sync, write_atomic
 from apppot.host.images import changes, importer, store
-from apppot.host.images.pack import printable
 from apppot.host.images.probe import ImageFormat, probe
 from apppot.host.progress import Progress
 from apppot.host.repository import chunks, files, keys, page
@@ -45,6 +44,7 @@ from apppot.host.repository.model import (
     decode_map,
     digest_of,
 )
+from apppot.host.text import printable
 from apppot.host.units import timestamp
 
 PACK_BYTES = 32 << 20
