@@ -14,13 +14,13 @@ import fcntl
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from apppot.host.capabilities import boot_id
 from apppot.host.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ApppotError
 from apppot.host.paths import state_home
+from apppot.host.units import timestamp
 
 VERSION = 1
 MESSAGE_BYTES = 4096  # of one message on a control socket
@@ -31,11 +31,6 @@ RECORD = "record.json"
 def home() -> str:
     """Where the records lie that stay."""
     return os.path.join(state_home(), "runs")
-
-
-def now() -> str:
-    """The time as records have it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def process_start(pid: int) -> int | None:
@@ -69,7 +64,7 @@ class Book:
             "name": self.id if name is None else name,
             "image": image,
             "command": command,
-            "created": now(),
+            "created": timestamp(),
             "host": os.uname().nodename,
             "boot": boot_id(),
             "pid": pid,
@@ -117,13 +112,13 @@ class Book:
 
     def started(self) -> None:
         """The payload's first instruction is next."""
-        self._update(started=now())
+        self._update(started=timestamp())
         self._on_started()
 
     def ended(self, status: int, reason: str = "") -> None:
         """The run is over; `status` is what its launcher returns."""
         if self._kept:
-            self._update(ended=now(), status=status, reason=reason)
+            self._update(ended=timestamp(), status=status, reason=reason)
 
     def _update(self, **values: Any) -> None:
         self._values.update(values)
@@ -139,12 +134,11 @@ def write(folder: str, values: dict[str, Any], durable: bool) -> None:
     """Write a record, whole or not at all; a durable one survives a crash of the host."""
     path = os.path.join(folder, RECORD)
     fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, json.dumps({"version": VERSION, **values}).encode())
+    with open(fd, "wb") as file:
+        file.write(json.dumps({"version": VERSION, **values}).encode())
+        file.flush()
         if durable:
             os.fsync(fd)
-    finally:
-        os.close(fd)
     os.rename(f"{path}.new", path)
 
 

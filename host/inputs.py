@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, cast
 
 from apppot.guest.protocol import drive, globs
+from apppot.host.text import printable
 
 _PIECE = 1 << 20
 _ZEROS = bytes(_PIECE)
@@ -31,7 +32,7 @@ Tell = Callable[[bytes, str], None]
 
 def _left_out(path: bytes, reason: str) -> None:
     name = os.fsdecode(path).encode(errors="backslashreplace").decode()
-    sys.stderr.write(f"apppot: warning: {name} is not copied into the guest: {reason}\n")
+    sys.stderr.write(f"apppot: warning: {printable(name)} is not copied into the guest: {reason}\n")
 
 
 def chosen(

@@ -32,6 +32,7 @@ from apppot.host.errors import (
 )
 from apppot.host.hypervisor.base import Hypervisor, Surroundings, Wires
 from apppot.host.images.store import hold
+from apppot.host.paths import state_home
 from apppot.host.plan import LaunchPlan, Shown
 from apppot.host.planning import place_paths
 from apppot.host.relay import Console, GuestFailed, Outcome, Relay
@@ -561,9 +562,8 @@ _KEPT_FAILURES = 20
 
 def keep_failure(record: Run, reason: str, console: str) -> str:
     """Write console and plan where the user finds them after the run; the directory."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     last = OSError("no place")
-    for home in (os.path.join(state, "apppot"), f"/tmp/apppot-failures-{os.getuid()}"):
+    for home in (state_home(), f"/tmp/apppot-failures-{os.getuid()}"):
         place = os.path.join(home, "failures", f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
         try:
             os.makedirs(place, mode=0o700)

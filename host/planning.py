@@ -13,7 +13,6 @@ from apppot.host.capabilities import Memory
 from apppot.host.config import Setting
 from apppot.host.errors import UsageError
 from apppot.host.hypervisor.base import Hypervisor
-from apppot.host.images.probe import ImageFormat
 from apppot.host.images.store import Image, Record
 from apppot.host.jobfiles import plan_files
 from apppot.host.plan import Disk, KernelChoice, LaunchPlan, Shown
@@ -256,8 +255,7 @@ def _needs_share(ground: Ground, what: str) -> str:
 
 
 def _layer(image: Image, device: str) -> Layer:
-    inside = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
-    fstype = inside.get(image.format, str(image.format))
+    fstype = image.format.file_system
     return Layer(source=device.encode(), fstype=fstype, offset=image.probed.offset)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 from apppot.host.errors import ApppotError
 
 PIPE = subprocess.PIPE
+# The first words of a command line of this launcher, whatever it is called by.
+LAUNCHER = (sys.executable, "-c", "from apppot.host.cli import main; main()")
 
 
 @dataclass(frozen=True)

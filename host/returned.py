@@ -21,6 +21,7 @@ from typing import Any
 
 from apppot.guest.protocol import frames
 from apppot.host.errors import ApppotError
+from apppot.host.text import printable
 
 _MOST_OPEN = 64
 _MOST_ENTRIES = 1 << 22
@@ -114,8 +115,8 @@ def _time(value: dict[str, Any]) -> int:
 def shown(path: bytes | Parts) -> str:
     """A guest's name for the user's terminal: printable, and not long."""
     name = b"/".join(path) if isinstance(path, tuple) else path
-    text = "".join(c if c.isprintable() else "?" for c in name.decode(errors="replace"))
-    return text if len(text) <= 200 else text[:200] + "…"
+    text = name.decode(errors="replace")
+    return printable(text) + ("…" if len(text) > 200 else "")
 
 
 class _File:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from apppot.host.errors import ApppotError, UsageError
 from apppot.host.paths import data_home
+from apppot.host.units import timestamp
 
 _VERSION = 1
 DEFAULT_SIZE = 16 << 30
@@ -151,8 +151,7 @@ def create(
     check_name(name)
     if size < _LEAST_SIZE:
         raise UsageError(f"a session of {size >> 20} MB is too small", "64M or more")
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    session = Session(name, image, base, now, changes)
+    session = Session(name, image, base, timestamp(), changes)
     making = _passing(name)
     try:
         os.makedirs(home(), mode=0o700, exist_ok=True)

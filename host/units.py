@@ -1,6 +1,8 @@
-"""Sizes and durations as people write them."""
+"""Sizes and durations as people write them, and times as records have them."""
 
 from __future__ import annotations
+
+import time
 
 from apppot.host.errors import UsageError
 
@@ -65,3 +67,8 @@ def format_size(size: float) -> str:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     raise AssertionError("unreachable")
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """A time (since 1970; None: now) as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

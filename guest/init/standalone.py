@@ -56,7 +56,7 @@ class Standalone:
         os.chown(console, account.uid, -1)
         status = _wait(self._start(account, argv, console))
         _end_the_rest()
-        log(f"the job ended with status {_exit_code(status)}")
+        log(f"the job ended with status {process.exit_code(status)}")
 
     def failed(self, reason: str) -> None:
         """Say where the job's outputs would have gone that it could not run."""
@@ -132,7 +132,7 @@ class Standalone:
         work = f"{scratch.POINT}/report"
         os.makedirs(work)
         self.job.tty = False
-        wake = capture.wake_on_children()
+        wake = process.wake_on_children()
         started = process.start(self.job, account, argv)
         ended = capture.follow(started, work, console, wake, _end_the_rest)
         about = report.describe(ended)
@@ -159,10 +159,6 @@ class Standalone:
         for text in problems:
             log(f"the job's status {about['status']} is not reported: {text}")
         return _FAILED if problems else int(about["status"])
-
-
-def _exit_code(status: int) -> int:
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
 def _open_console(names: list[str]) -> int:

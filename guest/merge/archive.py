@@ -175,6 +175,3 @@ def modified_ns(member: Member) -> tuple[int, bool]:
     except (ArithmeticError, ValueError):
         raise Damaged(f"{member.name!a} has an impossible time") from None
     return max(_FIRST, min(seconds, _LAST)) * 10**9 + rest, text is not None
-
-
-__all__ = ["Archive", "Damaged", "Member", "modified_ns", "opened"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import os
 import select
 import time
@@ -24,16 +23,6 @@ class Ended:
     def __init__(self, status: int | None, usage: Any, started: float, ended: float) -> None:
         self.status, self.usage = status, usage
         self.started, self.ended = started, ended
-
-
-def wake_on_children() -> int:
-    """A descriptor that can be read when a child has ended; call it before the first starts."""
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    os.set_blocking(write, False)
-    _signal.signal(_signal.SIGCHLD, lambda *_: None)
-    _signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    return read
 
 
 def follow(

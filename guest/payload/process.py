@@ -317,3 +317,18 @@ def _exec_or_shell(path: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> N
         if b"\0" in text.read(256):
             raise PermissionError(13, "exec format error")
     os.execve(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], env)
+
+
+def exit_code(status: int) -> int:
+    """A wait status as a shell says it."""
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def wake_on_children() -> int:
+    """A descriptor that can be read when a child has ended; call it before the first starts."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    _signal.signal(_signal.SIGCHLD, lambda *_: None)
+    _signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    return read

@@ -12,6 +12,7 @@ import io
 import os
 import tarfile
 
+from apppot.guest.payload.process import exit_code
 from apppot.guest.protocol.jsonlite import dumps
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
@@ -42,11 +43,6 @@ def find_disk(devices: Iterable[str]) -> str | None:
         except OSError:
             continue
     return None
-
-
-def exit_code(status: int) -> int:
-    """A wait status as a shell says it."""
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
 def describe(ended: Ended) -> dict[str, Any]:

@@ -306,16 +306,7 @@ class Session:
         self._leftover_deadline: float | None = None
         self._leftovers_ended = False
         self._next_heartbeat = 0.0
-        self._wake = self._wake_on_children()
-
-    @staticmethod
-    def _wake_on_children() -> int:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        _signal.signal(_signal.SIGCHLD, lambda *_: None)
-        _signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        return read
+        self._wake = process.wake_on_children()
 
     def wait_for_go(self) -> bytes:
         """Return what GO says; the launcher alone decides that this guest runs the payload."""

@@ -41,7 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _save(args: argparse.Namespace) -> int:
     from apppot.host import sessions
-    from apppot.host.images import changes, inguest, store
+    from apppot.host.images import changes, inguest
+    from apppot.host.units import timestamp
 
     session = sessions.get(args.session)
     output = args.output or f"{session.name}.changes"
@@ -50,7 +51,7 @@ def _save(args: argparse.Namespace) -> int:
     image = sessions.image_of(session)
     with inguest.result(output) as work:
         inguest.run(["save", os.path.basename(work)], options, image, os.path.dirname(work))
-        record = changes.Changes(base, session.image, store.now(), tuple(over))
+        record = changes.Changes(base, session.image, timestamp(), tuple(over))
         changes.seal(work, record)
     sys.stderr.write(f"{output}: {os.path.getsize(output) >> 10} KB, changes to {session.image}\n")
     return 0
@@ -74,8 +75,8 @@ def record_of(path: str) -> Changes:
 def _inspect(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from apppot.host.images.pack import printable
-    from apppot.host.images.store import file_digest
+    from apppot.host.files import file_digest
+    from apppot.host.text import printable
 
     record = record_of(args.file)
     value = {**asdict(record), "digest": file_digest(args.file), "size": os.path.getsize(args.file)}
@@ -129,7 +130,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _squash(args: argparse.Namespace) -> int:
-    from apppot.host.images import changes, inguest, store
+    from apppot.host.images import changes, inguest
+    from apppot.host.units import timestamp
 
     records = [record_of(path) for path in args.files]
     if len({record.base for record in records}) != 1:
@@ -141,5 +143,5 @@ def _squash(args: argparse.Namespace) -> int:
         words = ["join", os.path.basename(work), *numbers]
         inguest.run(words, options, first, os.path.dirname(work))
         last = records[-1]
-        changes.seal(work, changes.Changes(last.base, last.image, store.now(), records[0].over))
+        changes.seal(work, changes.Changes(last.base, last.image, timestamp(), records[0].over))
     return 0

@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """List all runs that have a record, the oldest first."""
     from apppot.host import runs
+    from apppot.host.text import printable
 
     found = [(record, runs.state(record)) for record in runs.list_runs()]
     if args.json:
@@ -30,8 +31,6 @@ def main(args: argparse.Namespace) -> int:
         word = str(state) if record.status is None else f"{state} ({record.status})"
         command = " ".join(record.command)
         shown = command if len(command) <= _WIDTH else f"{command[: _WIDTH - 1]}…"
-        # A command may hold what a terminal would act on.
-        shown = "".join(c if c.isprintable() else "?" for c in shown)
-        row = f"{record.name:16} {record.image:16} {word:11} {record.created:20} {shown}"
+        row = f"{record.name:16} {record.image:16} {word:11} {record.created:20} {printable(shown)}"
         sys.stdout.write(row.rstrip() + "\n")
     return 0

@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _list(args: argparse.Namespace) -> int:
     from apppot.host import sessions
-    from apppot.host.images.pack import printable
+    from apppot.host.text import printable
     from apppot.host.units import format_size
 
     found = sessions.list_sessions()

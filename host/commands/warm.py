@@ -72,6 +72,7 @@ def _keep(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
 
 
 def _list(as_json: bool) -> int:
+    from apppot.host.text import printable
     from apppot.host.units import format_size
     from apppot.host.warm import store
 
@@ -95,7 +96,7 @@ def _list(as_json: bool) -> int:
     print(f"{'KEY':12} {'IMAGE':24} {'ON':5} {'MEMORY':>9} {'CPUS':>4} {'SIZE':>9}  CREATED")
     for one in found:
         sizes = f"{format_size(one.memory):>9} {one.cpus:4} {format_size(one.size()):>9}"
-        print(f"{one.key[:12]} {one.image:24} {one.hypervisor:5} {sizes}  {one.created}")
+        print(f"{one.key[:12]} {printable(one.image):24} {one.hypervisor:5} {sizes}  {one.created}")
     print(f"together {format_size(sum(one.size() for one in found))}")
     return 0
 

@@ -114,7 +114,7 @@ def _with_steps(recipe: Recipe, base: str, epoch: int, target: str) -> str:
 def _build_on_parent(recipe: Recipe, name: str, *, force: bool) -> tuple[store.Record, bool]:
     label, version = _label(recipe, name)
     parent = _parent(recipe.parent)
-    digest = parent.digest or store.file_digest(parent.path)
+    digest = store.digest_of(parent)
     inputs = (BUILDER_VERSION, SCRIPT, recipe.inputs(), digest)
     key = hashlib.sha256(repr(inputs).encode()).hexdigest()
     known = None if force else store.find_build(key)
@@ -283,7 +283,7 @@ def _runner(mode: BuildMode, target: str) -> tuple[str, ...]:
     if mode is BuildMode.GUEST:
         machine = ("--mem", steps.MEMORY, "--scratch", steps.SCRATCH, "--network", "user")
         return (
-            *(sys.executable, "-c", steps.LAUNCHER, "run", "--neutral", "-n", "-T", *machine),
+            *(*process.LAUNCHER, "run", "--neutral", "-n", "-T", *machine),
             *("--job-dir", "none", "-u", "root", "-w", "/", "-e", "SOURCE_DATE_EPOCH"),
             *("-e", "LC_ALL", "-v", f"{target}:{GUEST_WORK}:ro", "host"),
         )

@@ -74,7 +74,7 @@ def _parse(text: bytes) -> Changes:
 def check_base(path: str, record: Changes, digest: str, name: str) -> None:
     """Raise ImageError where the changes belong to another base than `digest`."""
     if record.base != digest:
-        from apppot.host.images.pack import printable
+        from apppot.host.text import printable
 
         image, base = printable(record.image), printable(record.base[:12])
         raise ImageError(

@@ -73,7 +73,7 @@ def _record(base: Image, name: str, version: str, description: str) -> Record:
         size=0,
         distribution=known.distribution,
         description=description or known.description,
-        parent=base.digest or store.file_digest(base.path),
+        parent=store.digest_of(base),
         command=known.command,
         entrypoint=known.entrypoint,
         env=known.env,

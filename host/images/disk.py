@@ -8,7 +8,6 @@ inputs give the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import struct
@@ -21,6 +20,7 @@ from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job, Layer
 from apppot.host import process
 from apppot.host.errors import ImageError
+from apppot.host.files import file_digest
 from apppot.host.images import changes, store
 from apppot.host.images.probe import ImageFormat
 from apppot.host.images.store import Image
@@ -81,13 +81,9 @@ def resolve_changes(paths: Sequence[str], image: Image) -> list[Image]:
         record = changes.read(one.path)
         if record is not None:
             name = image.record.name if image.record else image.path
-            changes.check_base(path, record, _digest(image), name)
+            changes.check_base(path, record, store.digest_of(image), name)
         found.append(one)
     return found
-
-
-def _digest(image: Image) -> str:
-    return image.digest or store.file_digest(image.path)
 
 
 def write(
@@ -101,10 +97,15 @@ def write(
     tools = {name: tool(name) for name in ("grub-mkimage", "sfdisk", "mkfs.fat", "mmd", "mcopy")}
     pot = layout.find_pot()
     bzimage = kernel()
-    with open(bzimage, "rb") as file:
-        kernel_digest = hashlib.file_digest(file, "sha256").hexdigest()
+    kernel_digest = file_digest(bzimage)
     identity = ":".join(
-        [FORMAT, kernel_digest, pot.runtime_digest, *map(_digest, [image, *over]), str(scratch)]
+        [
+            FORMAT,
+            kernel_digest,
+            pot.runtime_digest,
+            *map(store.digest_of, [image, *over]),
+            str(scratch),
+        ]
     )
     layers = {"apppot-base": image}
     layers.update({f"apppot-changes{number}": one for number, one in enumerate(over)})
@@ -146,12 +147,11 @@ def _id(identity: str, name: str) -> str:
 
 def _describe(image: Image, layers: dict[str, Image], scratch: int) -> bytes:
     """What the agent reads of its disk; the sources are names of partitions."""
-    inside = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
     record = image.record
     env = {} if record is None else record.env
     return Job(
         layers=[
-            Layer(source=name.encode(), fstype=inside.get(one.format, str(one.format)))
+            Layer(source=name.encode(), fstype=one.format.file_system)
             for name, one in layers.items()
         ],
         env={os.fsencode(name): os.fsencode(value) for name, value in env.items()},

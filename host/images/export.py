@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import threading
 import zlib
@@ -33,7 +32,6 @@ DISKS = ("raw", "qcow2", "vdi", "vmdk", "ova")
 ONLY_BOOTABLE = ("vdi", "vmdk", "ova")
 CHUNK = 1 << 20
 TIMEOUT = 6 * 3600.0
-LAUNCHER = "from apppot.host.cli import main; main()"
 # Folders and not files: where only Landlock confines, a single file cannot be shown.
 GUEST_IMAGES, GUEST_DISK = "/mnt/apppot-images", "/mnt/apppot-disk"
 # $1: file system, $2: mount options, $3 image, $4 disk to write.  `host` is the system of this
@@ -140,12 +138,11 @@ def write_tar(image: Image, descriptor: int) -> None:
 
 def _in_guest(image: Image, script: str, descriptor: int, disk: str = "") -> None:
     """Run `script` as root in a guest on this host's system, which sees the image and `disk`."""
-    kinds = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
-    kind = kinds.get(image.format, str(image.format))
+    kind = image.format.file_system
     options = "ro,loop" + (f",offset={image.probed.offset}" if image.probed.offset else "")
     options += ",noload" if kind == "ext4" else ""
     source = os.path.realpath(image.path)
-    argv = [sys.executable, "-c", LAUNCHER, "run", "-n", "-T", "--network", "none"]
+    argv = [*process.LAUNCHER, "run", "-n", "-T", "--network", "none"]
     argv += ["--job-dir", "none", "-u", "root"]
     argv += ["-v", f"{os.path.dirname(source)}:{GUEST_IMAGES}:ro"]
     if disk:

@@ -112,7 +112,8 @@ if in_parent var/lib/apt/lists; then
 fi
 
 # A directory that holds what it held has its old time.
-for name in home etc etc/sudoers.d usr usr/bin var/log var/log/apt var/cache/apt var/cache/ldconfig; do
+for name in home etc etc/sudoers.d usr usr/bin var/log var/log/apt var/cache/apt \
+    var/cache/ldconfig; do
     in_parent "$name" && [ -d "/$name" ] || continue
     if [ "$(ls -A "/$name")" = "$(ls -A "$build/parent/$name")" ]; then
         touch -r "$build/parent/$name" "/$name"

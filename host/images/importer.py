@@ -25,6 +25,7 @@ from apppot.host.images.probe import (
     require_bootable,
 )
 from apppot.host.progress import Progress
+from apppot.host.text import printable
 
 STDIN = "-"
 CHUNK = 1 << 20
@@ -66,7 +67,7 @@ def import_file(
             format=kind,
             size=0,
             distribution=pack.distribution(image) if kind is ImageFormat.SQUASHFS else "",
-            description=f"imported from {pack.printable(os.path.basename(source.name))}",
+            description=f"imported from {printable(os.path.basename(source.name))}",
             command=command,
         )
         return store.add(image, record, digest, move=force)
@@ -142,7 +143,7 @@ def _convert(source: Source, image: str) -> tuple[ImageFormat, str | None]:
 
 
 def _pack_tar(source: Source, image: str) -> None:
-    title = f"importing {pack.printable(os.path.basename(source.name))}"
+    title = f"importing {printable(os.path.basename(source.name))}"
     blob = tarstream.Blob(source.path, source.probed.size, repr(source.name))
     merge.merge([blob], image, title, whiteouts=False)
 
@@ -160,7 +161,7 @@ def _copy(source: Source, image: str) -> str:
     start, end = 0, probed.size
     if probed.format is ImageFormat.SIF:
         start, end = probed.offset, probed.offset + probed.length
-    title = f"importing {pack.printable(os.path.basename(source.name))}"
+    title = f"importing {printable(os.path.basename(source.name))}"
     with open(image, "xb", buffering=0) as out, Progress(title, end - start) as progress:
         shared = start == 0 and _clone(source.descriptor, out.fileno())
         at = start

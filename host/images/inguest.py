@@ -6,15 +6,14 @@ The launcher runs itself; the guest mounts the layers and writes its result into
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from apppot.host import process
 from apppot.host.errors import ImageError, UsageError
+from apppot.host.files import sync
 
-_LAUNCHER = "from apppot.host.cli import main; main()"
 _PROGRAM = (
     "import sys; sys.path.insert(0, '/usr/lib/apppot');"
     "from apppot.guest.merge.changes import main; sys.exit(main(sys.argv[1:]))"
@@ -35,7 +34,7 @@ def run(
     `options` are further ones of `apppot run`, relative to `cwd`; `folder` is where it writes.
     Raises ImageError with what it said when it failed.
     """
-    argv = [sys.executable, "-c", _LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
+    argv = [*process.LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
     argv += ["-u", "root", "--job-dir", folder or "none", *options, image]
     argv += ["/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words]
     place = Path(cwd) if cwd else None
@@ -62,11 +61,7 @@ def result(output: str) -> Iterator[str]:
             os.unlink(os.path.join(folder, entry))
     try:
         yield work
-        fd = os.open(work, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync(work)
         os.rename(work, output)
     finally:
         if os.path.lexists(work):

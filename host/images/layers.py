@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from apppot.host.errors import ImageError
+from apppot.host.text import printable
 
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
@@ -255,7 +256,7 @@ def _words(path: str) -> list[str]:
 
 def shown(name: str) -> str:
     """A stranger's name for a message: no control characters, of bounded length."""
-    return repr("".join(c if c.isprintable() else "?" for c in name[:200]))
+    return repr(printable(name))
 
 
 def _attributes(node: Node, member: tarfile.TarInfo) -> None:

@@ -18,6 +18,7 @@ from apppot.host.images import pack, tarstream
 from apppot.host.images.layers import DIRECTORY, FILE, SYMLINK, Entry, Node, Tree
 from apppot.host.images.tarstream import Blob
 from apppot.host.progress import Progress
+from apppot.host.text import printable
 
 ZEROS = bytes(1 << 16)
 BLOCK = tarfile.BLOCKSIZE
@@ -49,7 +50,7 @@ def merge(
             with pack.Packer(image, epoch or 0, clamp=epoch is not None) as packer:
                 _write(tree, blobs, packer, progress)
         except process.ToolError as error:
-            cause = pack.printable(" ".join(error.cause.split()))
+            cause = printable(" ".join(error.cause.split()))
             raise ImageError(f"{title}: {cause}", error.hint or "apppot doctor") from None
     if tree.access_lists:
         sys.stderr.write(

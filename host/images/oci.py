@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apppot.host.errors import ImageError
-from apppot.host.images import pack, tarstream
+from apppot.host.images import tarstream
 from apppot.host.images.tarstream import Blob
+from apppot.host.text import printable
 
 MAX_JSON = 4 << 20
 MAX_NESTING = 4
@@ -98,7 +99,7 @@ def _choose(manifests: Sequence[Any], tag: str, folder: str) -> dict[str, Any]:
         return _for_this_machine(fitting, folder)
     tags = ", ".join(sorted({_tag_of(item) for item in objects} - {""})) or "none with a tag"
     what = f"no image {tag!r}" if tag else f"{len(objects)} images"
-    raise ImageError(f"{folder} has {what}: {pack.printable(tags)}", f"oci:{folder}:TAG")
+    raise ImageError(f"{folder} has {what}: {printable(tags)}", f"oci:{folder}:TAG")
 
 
 def _for_this_machine(manifests: Sequence[Any], folder: str) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def _choose_entry(entries: list[dict[str, Any]], reference: str, path: str) -> d
         return fitting[0]
     tags = ", ".join(tag for entry in entries for tag in _tags(entry))
     what = f"no image {reference!r}" if reference else f"{len(entries)} images"
-    shown = pack.printable(tags)
+    shown = printable(tags)
     raise ImageError(f"{path} has {what}: {shown}", f"docker-archive:{path}:NAME:TAG")
 
 

@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from apppot.host import process
 from apppot.host.errors import ImageError
+from apppot.host.files import file_digest
 
 TIMEOUT = 6 * 3600.0
 HINT = "apt-get install qemu-utils"
@@ -64,8 +65,7 @@ def write(raw: str, target: str, work: str, name: str, identity: str) -> None:
     options = ("-o", "subformat=streamOptimized")
     convert(raw, "vmdk", path, identity, *options)
     text = descriptor(name, disk, os.stat(raw).st_size, os.stat(path).st_size).encode()
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     lines = [(f"{name}.ovf", hashlib.sha256(text).hexdigest()), (disk, digest)]
     manifest = "".join(f"SHA256({file})= {digest}\n" for file, digest in lines).encode()
     parts = {f"{name}.ovf": text, f"{name}.mf": manifest}

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from apppot.host import process
 from apppot.host.errors import ApppotError, BuildError
+from apppot.host.text import printable
 
 # -noI leaves inodes and directories uncompressed: a guest looks files up faster, it costs about
 # one percent, and the root's time can be set (see `_set_root_time`).
@@ -168,8 +169,3 @@ def distribution(path: str) -> str:
             if key == "PRETTY_NAME":
                 return printable(value.strip("\"'"))
     return ""
-
-
-def printable(text: str) -> str:
-    """`text` without control characters: it came from an image and goes to a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)[:200]

@@ -53,6 +53,12 @@ class ImageFormat(StrEnum):
         """Whether a guest can mount it as it is; the others are imported first."""
         return self is not ImageFormat.TAR
 
+    @property
+    def file_system(self) -> str:
+        """What the kernel calls the file system in it."""
+        inside = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
+        return inside.get(self, str(self))
+
 
 @dataclass(frozen=True)
 class Probed:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 import time
 from collections.abc import Sequence
 
@@ -20,8 +19,8 @@ from apppot.host.images.guest_build import SCRIPT
 from apppot.host.images.probe import ImageFormat
 from apppot.host.images.store import Image
 from apppot.host.progress import Progress
+from apppot.host.text import printable
 
-LAUNCHER = "from apppot.host.cli import main; main()"
 MEMORY, SCRATCH = "1G", "32G"  # the disk is sparse
 BASE_DISK = 2  # behind the runtime and the config drive
 SQUASHFS_TIME_AT = 8
@@ -50,11 +49,10 @@ def argv(
     """The launcher's command line for a build in a guest."""
     from apppot.host.hypervisor.uml import Uml
 
-    kinds = {ImageFormat.RAW: "ext4", ImageFormat.SIF: "squashfs"}
-    kind = kinds.get(parent.format, str(parent.format))
+    kind = parent.format.file_system
     options = "ro" + (f",loop,offset={parent.probed.offset}" if parent.probed.offset else "")
     options += ",noload" if kind == "ext4" else ""
-    words = [sys.executable, "-c", LAUNCHER, "run", "--neutral", "-T", "--hypervisor", "uml"]
+    words = [*process.LAUNCHER, "run", "--neutral", "-T", "--hypervisor", "uml"]
     words += ["--mem", MEMORY, "--scratch", SCRATCH, "--network", "user", "--job-dir", "none"]
     words += ["-u", "root", "-w", "/", "--entrypoint", "", "-e", f"SOURCE_DATE_EPOCH={epoch}"]
     words += [os.path.abspath(parent.path), "/bin/sh", "-c", SCRIPT, "sh"]
@@ -85,14 +83,14 @@ def build(
         with Progress(title) as progress, pack.Packer(image, epoch, clamp=True) as packer:
             process.run_lines(
                 words,
-                lambda line: progress.update(0, pack.printable(line)),
+                lambda line: progress.update(0, printable(line)),
                 stdin=feed,
                 data=packer.writer,
             )
     except ApppotError as error:
         said = [line for line in error.cause.splitlines()[1:] if line.strip()]
         raise BuildError(
-            "\n    ".join([f"{title} failed", *(pack.printable(line) for line in said)]),
+            "\n    ".join([f"{title} failed", *(printable(line) for line in said)]),
             error.hint or "try the steps by hand: apppot console PARENT --user root",
         ) from None
     finally:

@@ -17,18 +17,17 @@ file, so that `apppot.host.images.upkeep` leaves it in place.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from apppot.host import paths
+from apppot.host import files, paths
 from apppot.host.errors import ImageError
 from apppot.host.images.probe import ImageFormat, Probed, probe, require_bootable
+from apppot.host.units import timestamp
 
-SCHEMA = 1
 LATEST = "latest"
 DIGEST_PREFIX = "sha256:"
 MIN_DIGEST_PREFIX = 6
@@ -222,19 +221,7 @@ def _listdir(path: str) -> list[str]:
 
 
 def _read_json(path: str) -> dict[str, Any] | None:
-    """The object in `path`; None when there is none.  Damage is an error, not absence."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            data = json.load(handle)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read: {error}", "remove it and try again") from None
-    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
-        raise ImageError(f"{path} is damaged", "remove it and try again")
-    if data["schema"] > SCHEMA:
-        raise ImageError(f"{path} was written by a newer AppPot", "update this AppPot")
-    return data
+    return files.read_json(path, ImageError, "remove it and try again")
 
 
 def read_record(store: str, digest: str) -> Record | None:
@@ -408,12 +395,12 @@ def add(file: str, record: Record, digest: str | None = None, *, move: bool = Tr
     """
     check_name(record.name, record.version)
     store = user_store()
-    digest = digest or file_digest(file)
+    digest = digest or files.file_digest(file)
     done = replace(
         record,
         digest=digest,
         size=os.stat(file).st_size,
-        created=record.created or now(),
+        created=record.created or timestamp(),
     )
     with locked(store):
         if not move:
@@ -421,9 +408,9 @@ def add(file: str, record: Record, digest: str | None = None, *, move: bool = Tr
         blob = blob_path(store, done)
         _make_directory(os.path.dirname(blob))
         os.chmod(file, 0o444)
-        _sync(file)
+        files.sync(file)
         os.replace(file, blob)
-        _sync(os.path.dirname(blob))
+        files.sync(os.path.dirname(blob))
         known = read_record(store, digest)
         if known is not None:  # the same content under another name keeps its first birthday
             done = replace(done, created=known.created)
@@ -526,16 +513,13 @@ def find_build(key: str) -> Record | None:
         return None
 
 
-def file_digest(path: str) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    import hashlib
-
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def digest_of(image: Image) -> str:
+    """The digest of an image's file, computed for one outside the store."""
+    return image.digest or files.file_digest(image.path)
 
 
 def known_digest(path: str) -> str:
-    """As `file_digest`, but not computed again while the file is the same by size and times."""
+    """A file's digest, not computed again while the file is the same by size and times."""
     import hashlib
     import time
 
@@ -549,7 +533,7 @@ def known_digest(path: str) -> str:
         known = None
     if known is not None and known.get("state") == state and is_digest(str(known.get("digest"))):
         return str(known["digest"])
-    digest = file_digest(path)
+    digest = files.file_digest(path)
     # A change in the same tick of the clock would not show.
     if time.time() - max(found.st_mtime, found.st_ctime) > _TICK:
         try:
@@ -557,13 +541,6 @@ def known_digest(path: str) -> str:
         except (OSError, ImageError):
             pass  # no place to remember it
     return digest
-
-
-def now() -> str:
-    """This moment as ISO 8601 in UTC."""
-    import time
-
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _make_directory(path: str) -> None:
@@ -578,30 +555,6 @@ def _make_directory(path: str) -> None:
         ) from None
 
 
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _write_json(path: str, data: dict[str, Any]) -> None:
-    """Put an object in place in one step: temporary file, fsync, rename, fsync."""
-    import tempfile
-
-    directory = os.path.dirname(path)
-    _make_directory(directory)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump({"schema": SCHEMA, **data}, out, indent=1, sort_keys=True)
-            out.write("\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    _sync(directory)
+    _make_directory(os.path.dirname(path))
+    files.write_json(path, data)

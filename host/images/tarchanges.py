@@ -15,10 +15,12 @@ from typing import BinaryIO
 
 from apppot.host import process
 from apppot.host.errors import ImageError
-from apppot.host.images import changes, importer, inguest, pack, probe, store, tarstream
+from apppot.host.images import changes, importer, inguest, probe, store, tarstream
 from apppot.host.images.store import Image
 from apppot.host.planning import HOST_IMAGE
 from apppot.host.progress import Progress
+from apppot.host.text import printable
+from apppot.host.units import timestamp
 
 # Part of the key: raise it when the same inputs give another result.
 _FORMAT = "changes 2"
@@ -55,7 +57,7 @@ def _identity(image: Image | None) -> object:
 
 
 def _convert(path: str, image: Image | None, over: Sequence[Image]) -> store.Record:
-    name = pack.printable(os.path.basename(path))
+    name = printable(os.path.basename(path))
     with store.workspace() as folder, Progress(f"reading changes from {name}"):
         _show(path, folder)
         words = ["convert", "image", _IN_GUEST, *([] if image else ["plain"])]
@@ -69,7 +71,7 @@ def _convert(path: str, image: Image | None, over: Sequence[Image]) -> store.Rec
         made = os.path.join(folder, "image")
         base, *between = [_digest(item) for item in (image, *over)]
         label = image.record.name if image and image.record else _reference(image)
-        changes.seal(made, changes.Changes(base, label, store.now(), tuple(between)))
+        changes.seal(made, changes.Changes(base, label, timestamp(), tuple(between)))
         record = store.Record(
             digest="",
             name=f"changes-{importer.default_name(path)}"[: store.MAX_WORD],
@@ -98,7 +100,7 @@ def _decompress(path: str, out: BinaryIO) -> None:
             while data := plain.read(tarstream.CHUNK):
                 out.write(data)
     except process.ToolError as error:
-        cause = pack.printable(" ".join(error.cause.split()))
+        cause = printable(" ".join(error.cause.split()))
         hint = tarstream.TRUNCATED_HINT if shutil.which("zstd") else error.hint
         raise ImageError(f"the changes {path!r}: {cause}", hint) from None
 
@@ -110,4 +112,4 @@ def _reference(image: Image | None) -> str:
 
 
 def _digest(image: Image | None) -> str:
-    return HOST_IMAGE if image is None else image.digest or store.file_digest(image.path)
+    return HOST_IMAGE if image is None else store.digest_of(image)

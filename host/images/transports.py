@@ -19,6 +19,7 @@ from apppot.host import process
 from apppot.host.errors import ImageError, UsageError
 from apppot.host.images import importer, merge, oci, pack, store, tarstream
 from apppot.host.images.probe import ImageFormat, probe
+from apppot.host.text import printable
 
 VERSION = 1  # of the way of importing; part of what is remembered
 SKOPEO_HINT = "apt-get install skopeo, or copy the image on another machine: skopeo copy … oci:DIR"
@@ -83,7 +84,7 @@ def import_reference(
             merge.merge(
                 container.layers,
                 image,
-                f"importing {pack.printable(text)}",
+                f"importing {printable(text)}",
                 whiteouts=True,
                 directories=[container.workdir] if container.workdir else [],
             )
@@ -94,7 +95,7 @@ def import_reference(
                 format=ImageFormat.SQUASHFS,
                 size=0,
                 distribution=pack.distribution(image),
-                description=f"imported from {pack.printable(text)} ({container.digest[7:19]})",
+                description=f"imported from {printable(text)} ({container.digest[7:19]})",
                 command=command or container.command,
                 entrypoint=() if command else container.entrypoint,
                 env=container.env,
@@ -180,7 +181,7 @@ def fetch(name: str, layout: str) -> None:
     try:
         process.run([*argv, f"docker://{name}", f"oci:{layout}:fetched"], timeout=6 * 3600.0)
     except process.ToolError as error:
-        cause = pack.printable(" ".join(error.cause.split()))
+        cause = printable(" ".join(error.cause.split()))
         raise ImageError(
             f"docker://{name} cannot be fetched: {cause[-300:]}",
             "is the name right? a private one needs: skopeo login",

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from apppot.host.errors import BuildError
+from apppot.host.files import file_digest
 from apppot.host.process import run
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -183,11 +184,7 @@ class Apt:
 
 def check_digest(file: Path, sha256: str) -> None:
     """Raise BuildError unless the file has this digest."""
-    import hashlib
-
-    with open(file, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
+    if file_digest(file) != sha256:
         raise BuildError(f"{file.name} has another digest than the archive's list says")
 
 

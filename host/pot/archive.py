@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from apppot.host.errors import PotError
+from apppot.host.files import file_digest
 from apppot.host.paths import pot_home
 from apppot.host.pot import store
 from apppot.host.pot.boot import check_boots, check_boots_in_qemu, measure_lpj
@@ -122,7 +123,7 @@ def read_archive(tar: tarfile.TarFile, work: Path) -> dict[str, dict[str, object
         file = work / member.name.partition("/")[2]
         _unpack(tar, member, file)
         file.chmod(_mode(member.name))
-        if store.file_digest(file) != digest:
+        if file_digest(file) != digest:
             raise PotError(f"the pot's archive is damaged: {member.name} has a wrong digest")
     if not parts or wanted:
         raise PotError("the pot's archive is not complete")

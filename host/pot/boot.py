@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 
+from apppot.host.capabilities import QEMU
 from apppot.host.errors import BuildError
 from apppot.host.pot.layout import Kernel, lpj_for, remember_lpj
 from apppot.host.process import run
@@ -15,7 +16,6 @@ CALIBRATED = re.compile(r"BogoMIPS \(lpj=(\d+)\)")
 BOOT_SECONDS = 60.0
 CALIBRATIONS = 4
 MEMORY = "mem=128M"
-QEMU = "qemu-system-x86_64"
 NO_ROOT = "Unable to mount root"
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
+
+from apppot.host.files import write_atomic
 
 
 def read_json(path: str, version: int = 1) -> dict[str, object] | None:
@@ -21,25 +21,5 @@ def read_json(path: str, version: int = 1) -> dict[str, object] | None:
 
 def write_json(path: str, value: dict[str, object]) -> None:
     """Replace `path` by `value` with its "version" 1; makes the folder.  Raises OSError."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     text = json.dumps({"version": 1, **value}, indent=1, sort_keys=True) + "\n"
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def sync_folder(path: str) -> None:
-    """Make a rename into the folder last through a crash of the host."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_atomic(path, text.encode(), None)

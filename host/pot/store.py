@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from apppot.host.errors import PotError
+from apppot.host.files import file_digest, sync
 from apppot.host.pot.layout import MANIFEST
-from apppot.host.pot.state import read_json, sync_folder, write_json
+from apppot.host.pot.state import read_json, write_json
 
 KEEP = 3
-
-
-def file_digest(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
@@ -71,10 +65,9 @@ def publish(
     with locked(home):
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
-            with open(file, "rb") as stream:
-                os.fsync(stream.fileno())
+            sync(str(file))
             os.replace(file, folder / file.name)
-        sync_folder(str(folder))
+        sync(str(folder))
         state = {key: value for key, value in manifest(home).items() if key != "version"}
         write_json(str(home / MANIFEST), {**state, kind: new})
         _prune(home / kind, keep=digest)

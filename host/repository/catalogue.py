@@ -12,6 +12,7 @@ from typing import Any
 
 from apppot.host import paths
 from apppot.host.errors import RepositoryError
+from apppot.host.files import write_atomic
 from apppot.host.repository import files, keys
 from apppot.host.repository.model import (
     INDEX,
@@ -57,8 +58,8 @@ def _fetch(web: Web, url: str, folder: str, known: bytes | None) -> Index:
     index = decode_index(data)
     _admit(url, index, signature.index)
     if known is None:
-        files.write_atomic(os.path.join(folder, "index"), data)
-        files.write_atomic(os.path.join(folder, "signature"), raw)
+        write_atomic(os.path.join(folder, "index"), data)
+        write_atomic(os.path.join(folder, "signature"), raw)
     return index
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from apppot.host import paths
 from apppot.host.errors import RepositoryError
+from apppot.host.files import write_atomic
 from apppot.host.images import store
-from apppot.host.repository import files
 
 # Measured on a Debian 12 image with OpenSSL updated: 16 KiB re-fetches 8.1 %, 32 KiB 9.2 %,
 # 64 KiB 12.2 % of the image; each halving doubles maps and work per byte.
@@ -141,7 +141,7 @@ def write_rows(digest: str, rows: list[tuple[str, int]]) -> None:
     data = {"schema": CACHE_SCHEMA, "average": AVERAGE, "chunks": rows}
     try:
         text = json.dumps(data, separators=(",", ":"))
-        files.write_atomic(_cache_path(digest), text.encode())
+        write_atomic(_cache_path(digest), text.encode())
     except OSError:
         pass
 

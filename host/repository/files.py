@@ -1,55 +1,19 @@
-"""Files that appear whole or not at all, and locks that processes of one user share."""
+"""What is remembered of repositories, and locks that processes of one user share."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from apppot.host.errors import RepositoryError
-
-PARTIAL = ".partial"
-SCHEMA = 1
-
-
-def write_atomic(path: str, content: bytes, mode: int = 0o644) -> None:
-    """Put `content` in place in one step: temporary file, fsync, rename, fsync.
-
-    Creates missing directories.  Raises OSError.
-    """
-    import tempfile
-
-    directory = os.path.dirname(path)
-    os.makedirs(directory, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".", suffix=PARTIAL)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    sync_directory(directory)
-
-
-def sync_directory(path: str) -> None:
-    """Make the names in a directory outlive a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from apppot.host.files import read_json, write_json
 
 
 def write_state(path: str, data: dict[str, Any], mode: int = 0o644) -> None:
-    """Write an object as versioned JSON, atomically."""
-    text = json.dumps({"schema": SCHEMA, **data}, indent=1, sort_keys=True) + "\n"
-    write_atomic(path, text.encode(), mode)
+    """Write an object as versioned JSON, atomically.  Raises OSError."""
+    write_json(path, data, mode)
 
 
 def read_state(path: str) -> dict[str, Any]:
@@ -57,18 +21,7 @@ def read_state(path: str) -> dict[str, Any]:
 
     Raises RepositoryError for damage and for what a newer version wrote.
     """
-    try:
-        with open(path, encoding="utf-8") as handle:
-            data = json.load(handle)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise RepositoryError(f"{path} cannot be read: {error}", "mend or remove it") from None
-    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
-        raise RepositoryError(f"{path} is damaged", "mend or remove it")
-    if data["schema"] > SCHEMA:
-        raise RepositoryError(f"{path} was written by a newer AppPot", "update this AppPot")
-    return data
+    return read_json(path, RepositoryError, "mend or remove it") or {}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from apppot.host import paths
 from apppot.host.errors import RepositoryError, UsageError
+from apppot.host.files import write_atomic
 from apppot.host.repository import files
 
 if TYPE_CHECKING:
@@ -114,8 +115,8 @@ def create(name: str = DEFAULT_NAME) -> Key:
             raise RepositoryError(
                 f"there is a key {name!r} already", "give another name, or move its files away"
             )
-        files.write_atomic(path, pem, 0o600)
-        files.write_atomic(path.removesuffix(".pem") + ".pub", public.encode() + b"\n")
+        write_atomic(path, pem, 0o600)
+        write_atomic(path.removesuffix(".pem") + ".pub", public.encode() + b"\n")
     return Key(name, public)
 
 

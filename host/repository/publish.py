@@ -19,14 +19,13 @@ import os
 import re
 import secrets
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from apppot.host.errors import ApppotError, ImageError, RepositoryError, UsageError
+from apppot.host.files import PARTIAL, file_digest, sync, write_atomic
 from apppot.host.images import changes, importer, store
-from apppot.host.images.pack import printable
 from apppot.host.images.probe import ImageFormat, probe
 from apppot.host.progress import Progress
 from apppot.host.repository import chunks, files, keys, page
@@ -45,6 +44,8 @@ from apppot.host.repository.model import (
     decode_map,
     digest_of,
 )
+from apppot.host.text import printable
+from apppot.host.units import timestamp
 
 PACK_BYTES = 32 << 20
 FOLDERS = ("indexes", "maps", "packs")
@@ -105,15 +106,11 @@ def _publish(folder: str, wish: Wish, key_names: Sequence[str]) -> Published:
     entries = _merged(index.entries, new, wish.remove, serial)
     changed = old is None or entries != index.entries or not _signed_by(folder, key_names)
     if changed:
-        index = Index(index.id, serial, _now(), entries)
+        index = Index(index.id, serial, timestamp(), entries)
         _commit(folder, index, key_names)
     _write_page(folder, index, key_names)
     pruned = _prune(folder, index) if wish.prune else 0
     return Published(index.serial, len(entries), len(new), writer.written, pruned)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _merged(
@@ -173,7 +170,7 @@ def _sweep(folder: str) -> None:
     """Remove what a killed publish left half-written; the lock says that none is running."""
     for base, _, names in os.walk(folder):
         for name in names:
-            if name.startswith(".") and name.endswith(files.PARTIAL):
+            if name.startswith(".") and name.endswith(PARTIAL):
                 os.unlink(os.path.join(base, name))
 
 
@@ -253,7 +250,7 @@ class Writer:
                 )
         data = _map_of(digest, size, rows).encode()
         blob = Blob(digest_of(data), len(data))
-        files.write_atomic(self._path("maps", blob.digest), data)
+        write_atomic(self._path("maps", blob.digest), data)
         self._maps[digest] = blob
         return blob
 
@@ -311,7 +308,7 @@ class _PackFile:
     def _begin(self) -> None:
         folder = os.path.join(self._writer.folder, "packs")
         os.makedirs(folder, exist_ok=True)
-        handle, self._temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=files.PARTIAL)
+        handle, self._temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=PARTIAL)
         self._out = os.fdopen(handle, "wb", buffering=1 << 20)
         self._pack, self._digest, self._size = _Pack(), hashlib.sha256(), 0
 
@@ -327,7 +324,7 @@ class _PackFile:
         path = os.path.join(self._writer.folder, blob_path("packs", blob.digest))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.replace(self._temporary, path)
-        files.sync_directory(os.path.dirname(path))
+        sync(os.path.dirname(path))
         self._pack.blob = blob
         self._writer.written += self._size
 
@@ -407,7 +404,7 @@ def _changes_entry(text: str, wish: Wish, writer: Writer) -> Entry:
     if not re.fullmatch(r"[^/\s]+", name):
         raise UsageError(f"{text!r} names no changes", "--changes [NAME[:VERSION]=]FILE")
     store.check_name(name, version or "1")
-    digest = store.file_digest(path)
+    digest = file_digest(path)
     said = changes.read(path)
     text = f"changes to {printable(said.image)}" if said else "changes"
     record = store.Record(
@@ -425,7 +422,7 @@ def _changes_entry(text: str, wish: Wish, writer: Writer) -> Entry:
 
 
 def _file_time(path: str) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.stat(path).st_mtime))
+    return timestamp(os.stat(path).st_mtime)
 
 
 # --- the commit --------------------------------------------------------------------------------
@@ -435,24 +432,24 @@ def _commit(folder: str, index: Index, key_names: Sequence[str]) -> None:
     data = index.encode()
     decode_index(data)  # what no reader would accept is not published
     digest = digest_of(data)
-    files.write_atomic(os.path.join(folder, blob_path("indexes", digest)), data)
+    write_atomic(os.path.join(folder, blob_path("indexes", digest)), data)
     signature = keys.sign(data, digest, key_names)
-    files.write_atomic(os.path.join(folder, SIGNATURE), signature)
+    write_atomic(os.path.join(folder, SIGNATURE), signature)
     # Only a convenience from here on: a reader who finds another index here than the signature
     # names takes the one in indexes/.
-    files.write_atomic(os.path.join(folder, INDEX), data)
+    write_atomic(os.path.join(folder, INDEX), data)
 
 
 def _write_page(folder: str, index: Index, key_names: Sequence[str]) -> None:
     own = {key.name: key.public for key in keys.own_keys()}
     text = page.render(index, [own[name] for name in key_names])
     path = os.path.join(folder, "index.html")
-    files.write_atomic(path, text.encode())
+    write_atomic(path, text.encode())
     data = index.encode()
     if not _holds(
         os.path.join(folder, INDEX), data
     ):  # a publish was killed between signature and copy
-        files.write_atomic(os.path.join(folder, INDEX), data)
+        write_atomic(os.path.join(folder, INDEX), data)
 
 
 def _holds(path: str, data: bytes) -> bool:

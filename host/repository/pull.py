@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from apppot.host import paths
 from apppot.host.errors import ApppotError, ImageError, RepositoryError, UsageError
+from apppot.host.files import PARTIAL
 from apppot.host.images import store
 from apppot.host.images.probe import probe, require_bootable
 from apppot.host.progress import Progress
@@ -122,7 +123,7 @@ def _failure(error: OSError, where: str) -> ApppotError:
 
 def copy_out(path: str, target: str) -> None:
     """Copy an image of the store to `target`, which appears whole.  Raises ImageError."""
-    partial = f"{target}{files.PARTIAL}"
+    partial = f"{target}{PARTIAL}"
     try:
         shutil.copyfile(path, partial)
         os.replace(partial, target)

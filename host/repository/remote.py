@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from apppot.host.errors import RepositoryError
+from apppot.host.text import printable
 
 if TYPE_CHECKING:
     import requests
@@ -151,7 +152,7 @@ def _reason(error: BaseException) -> str:
     ):
         error = inner
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in str(text))[:200]
+    return printable(str(text))
 
 
 class Mirrors:

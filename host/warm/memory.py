@@ -26,10 +26,15 @@ def pack(memory: int, file: int) -> Extents:
             extents.append((start, end - start))
     for offset, length in extents:
         for at in range(offset, offset + length, _BLOCK):
-            data = memoryview(os.pread(memory, min(_BLOCK, offset + length - at), at))
-            while data:
-                data = data[os.write(file, data) :]
+            write_all(file, os.pread(memory, min(_BLOCK, offset + length - at), at))
     return extents
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Append all of `data`; a disk that is just filling up takes a part of it first."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file, left) :]
 
 
 def _pages(memory: int) -> Iterator[tuple[int, int]]:

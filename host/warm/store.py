@@ -9,15 +9,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from apppot.host.files import sync
 from apppot.host.paths import cache_home
-from apppot.host.pot.state import read_json, sync_folder
+from apppot.host.pot.state import read_json
+from apppot.host.units import timestamp
 from apppot.host.warm import stub
-from apppot.host.warm.memory import Extents, pack
+from apppot.host.warm.memory import Extents, pack, write_all
 
 _VERSION = 1
 # Machines that are kept; of more, those go that were used longest ago.
@@ -113,17 +114,16 @@ def keep(key: str, facts: Mapping[str, object], memory: int, devices: bytes) -> 
         with _file(making, _MEMORY) as file:
             extents = pack(memory, file)
         with _file(making, _DEVICES) as file:
-            os.write(file, devices)
+            write_all(file, devices)
         with _file(making, _STUB) as file:
-            os.write(file, stub.kernel())
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = {"version": _VERSION, **facts, "created": created, "extents": extents}
+            write_all(file, stub.kernel())
+        record = {"version": _VERSION, **facts, "created": timestamp(), "extents": extents}
         with _file(making, _RECORD) as file:
-            os.write(file, json.dumps(record).encode())
+            write_all(file, json.dumps(record).encode())
         folder = os.path.join(home(), key)
         _remove(folder)
         os.rename(making, folder)
-        sync_folder(home())
+        sync(home())
     for machine in machines()[MOST:]:
         remove(machine)
     found = find(key)

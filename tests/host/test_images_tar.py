@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from apppot.host.errors import ImageError
+from apppot.host.files import file_digest
 from apppot.host.images import importer, store
 
 pytestmark = [
@@ -217,5 +218,5 @@ def test_kill_at_any_moment_leaves_nothing_half_made(tmp_path: Path, own_store: 
             job.kill()
         for _, record in store.list_images():
             assert store.resolve(f"{record.name}:{record.version}").record == record
-            assert store.file_digest(store.in_store(record).path) == record.digest
+            assert file_digest(store.in_store(record).path) == record.digest
     assert importer.import_file(path, "big").size > 8 * MEBI

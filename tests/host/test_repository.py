@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from apppot.host.errors import ApppotError, ImageError, RepositoryError
+from apppot.host.files import file_digest
 from apppot.host.images import importer, store
 from apppot.host.repository import catalogue, keys, publish, pull
 from apppot.host.repository.publish import Wish
@@ -157,7 +158,7 @@ def test_one_packages_update_costs_little(
     user(tmp_path, monkeypatch, server.url)
     get("base:1", server.url)
     done = get("base:2", server.url)
-    assert store.file_digest(done.path) == done.record.digest
+    assert file_digest(done.path) == done.record.digest
     # The package is 4 % of the files.
     assert done.record.size // 50 < done.fetched < done.record.size * 15 // 100
 
@@ -561,7 +562,7 @@ def test_killed_again_and_again_it_arrives(
         process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
         for _, record in store.list_images():
-            assert store.file_digest(store.resolve("base").path) == record.digest
+            assert file_digest(store.resolve("base").path) == record.digest
     server.fault, server.sent = None, 0
     done = get("base", server.url)
     assert content(done) == image(1, 24 * MEGABYTE)

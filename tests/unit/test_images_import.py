@@ -10,6 +10,7 @@ import pytest
 from apppot.host.commands import image
 from apppot.host.errors import ApppotError, ImageError, UsageError
 from apppot.host.images import importer, pack, store
+from apppot.host.text import printable
 
 from .test_images_probe import cow, ext, squashfs
 
@@ -119,4 +120,4 @@ def test_sizes_for_people() -> None:
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
-    assert pack.printable("a\x1b[31m\n") == "a?[31m?"
+    assert printable("a\x1b[31m\n") == "a?[31m?"

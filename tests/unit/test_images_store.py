@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from apppot.host.errors import ImageError
+from apppot.host.files import SCHEMA
 from apppot.host.images import store
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,7 +166,7 @@ def test_a_build_is_found_again_only_while_its_image_is_whole() -> None:
 def test_records_are_versioned_json(own_store: Path) -> None:
     record = add("a")
     data = json.loads((own_store / "records" / f"{record.digest}.json").read_text())
-    assert data["schema"] == store.SCHEMA
+    assert data["schema"] == SCHEMA
 
 
 @pytest.mark.parametrize("name", ["host", "", "a/b", "..", ".a", "-a", "A", "a" * 200, "a\n"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from apppot.host.errors import PotError
+from apppot.host.files import file_digest
 from apppot.host.pot import boot, layout, probe, recipes, state, store
 from apppot.host.pot.kernel import stale_recipes
 
@@ -75,7 +76,7 @@ def test_the_pots_own_kernel_is_taken(homes: Path, monkeypatch: pytest.MonkeyPat
     assert pot.kernel.modules is None
     assert Path(pot.kernel.path).read_bytes() == b"kernel"
     assert Path(pot.runtime).read_bytes() == b"runtime"
-    assert pot.runtime_digest == store.file_digest(Path(pot.runtime))
+    assert pot.runtime_digest == file_digest(Path(pot.runtime))
     assert calls == []
 
 
@@ -138,7 +139,7 @@ def test_the_x86_kernel_is_beside_the_other(homes: Path) -> None:
     kernel = layout.find_x86_kernel()
     assert Path(kernel.vmlinux).read_bytes() == b"vmlinux"
     assert Path(kernel.bzimage).read_bytes() == b"bzImage"
-    assert kernel.digest == store.file_digest(Path(kernel.vmlinux))
+    assert kernel.digest == file_digest(Path(kernel.vmlinux))
     assert kernel.release == "7.2.12"
     assert kernel.features == {"pvh"}
     assert Path(layout.find_pot().kernel.path).read_bytes() == b"kernel"

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from apppot.guest.payload import report
+from apppot.guest.payload import process, report
 
 SIZE = 1 << 20
 
@@ -70,4 +70,4 @@ def test_what_failed_is_said(outputs: report.Outputs, tmp_path: Path) -> None:
 
 
 def test_a_signal_is_128_and_its_number() -> None:
-    assert [report.exit_code(status) for status in (0, 7 << 8, 9)] == [0, 7, 137]
+    assert [process.exit_code(status) for status in (0, 7 << 8, 9)] == [0, 7, 137]

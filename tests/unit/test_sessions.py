@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from apppot.host import automatic, cli, sessions
 from apppot.host.errors import UsageError
+from apppot.host.files import file_digest
 from apppot.host.images import store
 
 
@@ -75,5 +76,5 @@ def test_a_known_digest_is_that_of_the_file(tmp_path: Path) -> None:
     for content, age in ((b"one", 100), (b"two", 100), (b"one", 0)):
         path.write_bytes(content)
         os.utime(path, (1e9 - age, 1e9 - age))
-        assert store.known_digest(str(path)) == store.file_digest(str(path))
-        assert store.known_digest(str(path)) == store.file_digest(str(path))
+        assert store.known_digest(str(path)) == file_digest(str(path))
+        assert store.known_digest(str(path)) == file_digest(str(path))
