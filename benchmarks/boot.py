@@ -49,12 +49,16 @@ def timeline(folder: Path, *options: str) -> Mapping[str, float]:
     report = folder / "timeline.json"
     argv = apppot_run(IMAGE, "true", options=("--timeline", str(report), *options))
     whole = launch(argv, cwd=folder).seconds
+    return {"whole": whole, **parts(report)}
+
+
+def parts(report: Path) -> dict[str, float]:
+    """Seconds of the parts and steps of the run that wrote the timeline `report`."""
     steps = json.loads(report.read_text())
     started = next(step[2] for step in steps if step[0] == "kernel")
     first_line = next(step[2] for step in steps if step[0] == "agent")
     payload = next(step[2] for step in steps if step[0] == "payload")
     return {
-        "whole": whole,
         "launcher": started,
         "hypervisor to payload": payload - started,
         "agent": payload - first_line,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,31 @@ def launch(
         words = " ".join(os.fspath(word) for word in argv[:6])
         raise BenchmarkError(f"{words} … returned {done.returncode}: {tail}")
     return Done(seconds, done.stdout)
+
+
+def until_line(argv: Sequence[str], line: str, cwd: Path) -> float:
+    """Seconds from just before the start of `argv` to the first `line` among what it writes.
+
+    Raises BenchmarkError where that does not come, or the program does not end well after it.
+    """
+    seconds, seen = 0.0, []
+    begun = time.monotonic()
+    with subprocess.Popen(
+        argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        timer = threading.Timer(TIMEOUT, process.kill)
+        timer.start()
+        assert process.stdout is not None
+        for text in process.stdout:
+            if not seconds and text.strip() == line.encode():
+                seconds = time.monotonic() - begun
+            seen.append(text.decode(errors="replace"))
+        timer.cancel()
+    if process.returncode or not seconds:
+        words = " ".join(argv[:6])
+        tail = "".join(seen)[-400:]
+        raise BenchmarkError(f"{words} … returned {process.returncode} without {line!r}: {tail}")
+    return seconds
 
 
 def interleaved(

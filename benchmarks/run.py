@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from apppot.host.errors import ApppotError  # noqa: E402
 from apppot.host.pot.layout import find_kernel  # noqa: E402
 
-from benchmarks import boot, changes, guest, many, memory, repository, warm  # noqa: E402
+from benchmarks import boot, changes, guest, many, memory, qemu, repository, warm  # noqa: E402
 from benchmarks.machines import Bench, bench  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
 
@@ -38,6 +38,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "pull": repository.pull,
     "update": repository.update,
     "many": many.measure,
+    "qemu": qemu.measure,
     "warm": warm.measure,
 }
 

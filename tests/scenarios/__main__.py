@@ -12,13 +12,14 @@ from pathlib import Path
 from apppot.host.hypervisor import KNOWN
 
 from tests.scenarios import suite
-from tests.scenarios.runner import HYPERVISORS, Runner, build_proven, table
+from tests.scenarios.runner import HYPERVISORS, IMAGE, Runner, build_proven, table
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.scenarios")
     parser.add_argument("names", nargs="*", metavar="SCENARIO", help="only these")
     parser.add_argument("--hypervisor", choices=HYPERVISORS, required=True)
+    parser.add_argument("--image", default=IMAGE, help="the base image: a name or a path")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one scenario")
     parser.add_argument("--proven", type=Path, help="the compiled proven.c")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
@@ -31,7 +32,7 @@ def main() -> int:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="scenarios-") as place:
         proven = asked.proven or build_proven(Path(place) / "proven")
-        runner = Runner(asked.hypervisor, Path(place), proven, asked.limit)
+        runner = Runner(asked.hypervisor, Path(place), proven, asked.limit, asked.image)
         results = []
         for scenario in chosen:
             results.append(runner.run(scenario))

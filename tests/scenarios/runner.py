@@ -47,11 +47,19 @@ def build_proven(target: Path) -> Path:
 class Runner:
     """Runs scenarios below `place`, each in a directory of its own.
 
-    `limit` is the time in seconds that one scenario may take.
+    `limit` is the time in seconds that one scenario may take; `image` a name or a path.
     """
 
-    def __init__(self, hypervisor: str, place: Path, proven: Path, limit: float = 60.0) -> None:
+    def __init__(
+        self,
+        hypervisor: str,
+        place: Path,
+        proven: Path,
+        limit: float = 60.0,
+        image: str = IMAGE,
+    ) -> None:
         self.hypervisor, self.place, self.proven, self.limit = hypervisor, place, proven, limit
+        self.image = image
         (place / "bin").mkdir()
         launcher = place / "bin" / "apppot"
         launcher.write_text(_LAUNCHER)
@@ -69,7 +77,7 @@ class Runner:
             "HOME": str(own),
             **{f"XDG_{kind}_HOME": f"{own}/{kind.lower()}" for kind in ("DATA", "STATE", "CONFIG")},
             "XDG_CACHE_HOME": str(Path(paths.cache_home()).parent),
-            "IMAGE": IMAGE,
+            "IMAGE": self.image,
             "RUN": f"apppot run --hypervisor {self.hypervisor} --network none",
         }
 
