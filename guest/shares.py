@@ -1,15 +1,16 @@
-"""Directories of the host in the guest: hostfs on User-Mode Linux, 9p or virtiofs in QEMU."""
+"""Directories of the host in the guest: hostfs on User-Mode Linux, 9p or virtiofs elsewhere."""
 
 from __future__ import annotations
 
 from apppot.guest import syscalls
 
 HOSTFS = "hostfs"
-# File system -> options.  What the guest maps shared is written back; all else goes to the host
-# at once, where others may look at it.
+# Kind -> file system and options.  What the guest maps shared is written back; all else goes to the
+# host at once, where others may look at it.
 _TAGGED = {
-    "9p": "trans=virtio,version=9p2000.L,msize=512000,cache=mmap",
-    "virtiofs": None,
+    "9p": ("9p", "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"),
+    "xen9p": ("9p", "trans=xen,version=9p2000.L,msize=262144,cache=mmap"),
+    "virtiofs": ("virtiofs", None),
 }
 KINDS = (HOSTFS, *_TAGGED)
 
@@ -19,4 +20,5 @@ def mount(kind: str, source: bytes, target: str, flags: int) -> None:
     if kind == HOSTFS:
         syscalls.mount("host", target, HOSTFS, flags, source)
     else:
-        syscalls.mount(source, target, kind, flags, _TAGGED[kind])
+        fstype, options = _TAGGED[kind]
+        syscalls.mount(source, target, fstype, flags, options)

@@ -61,6 +61,7 @@ RULES: dict[str, Rule] = {
     "cpus": Rule("APPPOT_CPUS", 1, _count),
     "kernel": Rule("APPPOT_KERNEL", None, str),
     "hypervisor": Rule("APPPOT_HYPERVISOR", "auto", _choice("auto", "uml", "kvm", "xen", "qemu")),
+    "xen_type": Rule("APPPOT_XEN_TYPE", "pv", _choice("pv", "pvh")),
     "network": Rule("APPPOT_NETWORK", "user", str),
     "confine": Rule("APPPOT_CONFINE", "auto", _choice(*WISHES)),
     "time": Rule("APPPOT_TIME", None, parse_duration),

@@ -28,6 +28,11 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "ask for less with --mem, or free memory on the host",
     ),
     (
+        r"can't allocate low memory for domain",
+        "Xen has not as much memory left",
+        "ask for less with --mem; `xl info` says how much is free (free_memory)",
+    ),
+    (
         r"PROT_EXEC.*not permitted|mmap PROT_EXEC|noexec",
         "the directory for the guest's memory is mounted noexec",
         "set TMPDIR to a memory file system that allows exec, or install bubblewrap",

@@ -163,7 +163,7 @@ def _start(
         before_exec=sandbox.before_exec,
         announce=rundir.ends_with_us,
     )
-    stack.callback(vm.kill)
+    stack.callback(vm.end if hypervisor.guarded else vm.kill)
     record.mark("hypervisor")
     theirs.close()
     os.close(console_write)

@@ -67,6 +67,7 @@ class LaunchPlan:
     log: str | None = None  # file that gets the guest's console
     warnings: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()  # more words for the kernel's command line
+    xen_type: str = "pv"  # how a domain of Xen is virtualised: pv or pvh
     copied: str | None = None  # directory whose files the guest gets a copy of, on the config drive
     inputs: tuple[str, ...] = ()  # patterns of those that it gets; none: all
     returned: str | None = None  # directory that gets what comes back; None: nothing does

@@ -119,12 +119,22 @@ def kept_environment(env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     }
 
 
-def confinement_wish(wish: str, *, host_image: bool, uid: int, landlock: int) -> str:
-    """The confinement to ask for.
+def confinement_wish(
+    wish: str, hypervisor: Hypervisor, *, host_image: bool, uid: int, landlock: int
+) -> str:
+    """The confinement to ask for.  Raises Unsuited where a hypervisor cannot have it.
 
     In an ordinary user's namespace all that is not his own shows as nobody's.  For the host's
     root that would be wrong nearly everywhere, so Landlock goes first there.
     """
+    if not hypervisor.confinable:
+        if wish not in ("auto", "off"):
+            raise Unsuited(
+                f"--confine {wish}: the processes of {hypervisor.name} are the administrator's, "
+                "nothing holds them",
+                "leave it at auto, or use another hypervisor",
+            )
+        return "off"
     if wish == "auto" and host_image and uid != 0 and landlock:
         return "landlock"
     return wish
@@ -183,6 +193,7 @@ def make_plan(
         log=settings["log"].value,
         warnings=tuple(warnings),
         extra=request.extra,
+        xen_type=settings["xen_type"].value,
         copied=ground.job_directory if files.copy else None,
         inputs=request.inputs,
         returned=ground.job_directory if files.come_back() else None,
@@ -197,6 +208,9 @@ def _check_cpus(cpus: Setting, kernel: KernelChoice) -> None:
         )
 
 
+_MEANT = "--network none says it is meant"
+
+
 def _network(
     setting: Setting, request: Request, ground: Ground
 ) -> tuple[Network | None, list[str]]:
@@ -206,11 +220,17 @@ def _network(
         return None, []
     if setting.value != "user":
         raise UsageError(f"{setting.origin}: unknown network {setting.value!r}", "user or none")
+    device = ground.hypervisor.network_device
+    if device is None:
+        if setting.origin == "default" and not request.forwards:
+            return None, [f"no network: {ground.hypervisor.name} has none here ({_MEANT})"]
+        raise Unsuited(
+            f"{ground.hypervisor.name} has no network here", "use another hypervisor, or none"
+        )
     if ground.slirp is not None:
-        device = ground.hypervisor.network_device
         return Network(device=device, confirm=bool(request.forwards)), []
     if setting.origin == "default":
-        return None, ["no network: slirp4netns is not installed (--network none says it is meant)"]
+        return None, [f"no network: slirp4netns is not installed ({_MEANT})"]
     raise UsageError(
         f"{setting.origin}: slirp4netns is not installed",
         "install the package slirp4netns, or use --network none",
@@ -232,6 +252,12 @@ def _file_systems(
             )
         _add_cow(request.cow, ground, disks, shown, layers)
     elif request.image is None:
+        if not ground.hypervisor.shows_root:
+            raise Unsuited(
+                "the image `host` is made of many file systems, which "
+                f"{ground.hypervisor.name} cannot show as one",
+                "leave out --hypervisor, or use another image",
+            )
         shown.append(Shown("host", "/", masked=hidden))
         share = _needs_share(ground, "the image `host`")
         layers.append(Layer(source=b"host", fstype=share, hidden=list(hidden)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -50,6 +51,18 @@ class Child:
         if self.status is None:
             os.killpg(self.pid, signal.SIGKILL)
             _, self.status = os.waitpid(self.pid, 0)
+
+    def end(self, seconds: float = 60.0) -> None:
+        """Ask it to clean up and end, wait for that as long as given, then kill it.
+
+        Does nothing when it was collected.
+        """
+        if self.status is None:
+            os.kill(self.pid, signal.SIGTERM)
+            watch = os.pidfd_open(self.pid)
+            select.select([watch], [], [], seconds)
+            os.close(watch)
+            self.kill()
 
     def how(self) -> str:
         """How it ended, in words."""

@@ -273,9 +273,10 @@ class Prepared:
             disk = hold_session(args, self.request, stack)
             self.request = replace(self.request, session_disk=disk)
         self.room = capabilities.memory()
-        check_memory(self.settings["memory"], self.room)
         self._problems: dict[str, ApppotError] = {}
         self._plan()
+        if self.hypervisor.host_memory:
+            check_memory(self.settings["memory"], self.room)
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -552,6 +553,7 @@ def _ground(prepared: Prepared) -> Ground:
         kernel, modules = _x86_kernel(settings["kernel"]), None
     wish = confinement_wish(
         settings["confine"],
+        prepared.hypervisor,
         host_image=prepared.request.image is None,
         uid=prepared.caller.uid,
         landlock=prepared.capabilities.landlock,

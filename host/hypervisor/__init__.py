@@ -8,9 +8,10 @@ from apppot.host.errors import HypervisorError
 from apppot.host.hypervisor.base import Hypervisor, Verdict
 from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.hypervisor.uml import Uml
+from apppot.host.hypervisor.xen import Xen
 
 # In the order in which `auto` tries them.
-KNOWN: tuple[type[Uml | Qemu], ...] = (Kvm, Uml, Qemu)
+KNOWN: tuple[type[Uml | Qemu | Xen], ...] = (Kvm, Xen, Uml, Qemu)
 
 
 def verdicts(host: Capabilities) -> list[tuple[Hypervisor, Verdict]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,12 +46,16 @@ class Hypervisor(Protocol):
     kernel: str  # which of the pot's kernels it boots
     devices: tuple[str, ...]  # the guest's name of each disk of a plan, in order
     share: str | None  # the guest's file system for directories of the host; None: it has none
-    network_device: str  # the guest's name of its interface
+    shows_root: bool  # the host's root, which is many file systems, can be shared
+    network_device: str | None  # the guest's name of its interface; None: it has none
     network_by_descriptor: bool  # the launcher connects it to the network helper
+    host_memory: bool  # a guest's memory is this host's
     monitored: bool  # it takes orders by QMP
     exchange: bool  # much input goes through files in a shared directory
     window: int  # bytes of input that may be under way in the channel
     pinned: bool  # a guest with one CPU is faster on a CPU of its own
+    confinable: bool  # its process can be held; else the guest's boundary is the hypervisor alone
+    guarded: bool  # its process has to clean up: it is asked to end, and waited for
 
     def verdict(self) -> Verdict:
         """A cheap probe; what it cannot rule out is proven by the guest's HELLO."""
@@ -67,3 +72,14 @@ class Hypervisor(Protocol):
         one, both as the hypervisor's process sees them.
         """
         ...
+
+
+def shares(plan: LaunchPlan) -> list[tuple[str, bool]]:
+    """The directories of the plan's view that the guest mounts: tag, and whether it may write."""
+    job = plan.job
+    names = [mount.source for mount in job.mounts]
+    names += [layer.source for layer in job.layers if layer.fstype == job.share]
+    names += [job.job_dir] if job.job_dir is not None else []
+    wanted = {os.fsdecode(name) for name in names}
+    shown = {item.name.partition("/")[0]: item.writable for item in plan.shown}
+    return [(name, shown[name]) for name in sorted(wanted)]

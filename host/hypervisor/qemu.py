@@ -7,7 +7,7 @@ import platform
 
 from apppot.guest.protocol import frames
 from apppot.host.capabilities import Capabilities
-from apppot.host.hypervisor.base import Surroundings, Verdict, Wires
+from apppot.host.hypervisor.base import Surroundings, Verdict, Wires, shares
 from apppot.host.plan import Disk, LaunchPlan
 
 PROGRAM = "qemu-system-x86_64"
@@ -28,12 +28,16 @@ class Qemu:
     kernel = "x86_64"
     devices = tuple(f"/dev/vd{letter}" for letter in "abcdefghijklmnop")
     share: str | None = "9p"
-    network_device = "eth0"
+    shows_root = True
+    network_device: str | None = "eth0"
     network_by_descriptor = True
+    host_memory = True
     monitored = True
     exchange = False
     window = frames.PORT_CREDIT
     pinned = False
+    confinable = True
+    guarded = False
     accelerator = "tcg"
     cpu = "max"
 
@@ -85,7 +89,7 @@ class Qemu:
         words += ["-device", f"virtserialport,chardev=channel,name={CHANNEL_NAME},nr=1"]
         for number, disk in enumerate(plan.disks):
             words += _disk(number, disk, view)
-        for name, writable in _shares(plan):
+        for name, writable in shares(plan):
             words += _share(name, f"{view}/{name}", writable)
         if wires.network is not None:
             words += ["-netdev", f"dgram,id=net,local.type=fd,local.str={wires.network}"]
@@ -141,17 +145,6 @@ def _disk(number: int, disk: Disk, view: str) -> list[str]:
     back = f"driver=raw,node-name=disk{number},read-only={'off' if disk.writable else 'on'}"
     back += f",file.driver=file,file.filename={view}/{disk.view_name},file.locking=off"
     return ["-blockdev", back, "-device", f"virtio-blk-device,drive=disk{number}"]
-
-
-def _shares(plan: LaunchPlan) -> list[tuple[str, bool]]:
-    """The directories of the plan's view that the guest mounts: tag, and whether it may write."""
-    job = plan.job
-    names = [mount.source for mount in job.mounts]
-    names += [layer.source for layer in job.layers if layer.fstype == job.share]
-    names += [job.job_dir] if job.job_dir is not None else []
-    wanted = {os.fsdecode(name) for name in names}
-    shown = {item.name.partition("/")[0]: item.writable for item in plan.shown}
-    return [(name, shown[name]) for name in sorted(wanted)]
 
 
 def _share(tag: str, path: str, writable: bool) -> list[str]:

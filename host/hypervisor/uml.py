@@ -21,13 +21,17 @@ class Uml:
     kernel = "uml"
     devices = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
     share: str | None = "hostfs"
-    network_device = "vec0"
+    shows_root = True
+    network_device: str | None = "vec0"
     network_by_descriptor = False
+    host_memory = True
     monitored = False
     # A serial line takes input at 2 MB/s.
     exchange = True
     window = frames.INPUT_CREDIT
     pinned = True
+    confinable = True
+    guarded = False
 
     def __init__(self, host: Capabilities) -> None:
         pass

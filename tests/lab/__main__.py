@@ -30,9 +30,20 @@ cd /lab/tree
 export PYTHONPATH=/lab/tree/tests/typeroot PYTHONPYCACHEPREFIX=/tmp/compiled
 export APPPOT_POT=/lab/pot APPPOT_SITE_STORE=/lab/site XDG_CACHE_HOME=/tmp/cache
 export APPPOT_HELLO_TIMEOUT=10m APPPOT_HEARTBEAT_LIMIT=10m
+# The root's overlay has no files without a name, which disks of guests are.
+mkdir -p /tmp/memory
+mount -t tmpfs -o size=2G,mode=1777 memory /tmp/memory
+export TMPDIR=/tmp/memory
 exec {who} python3 -m tests.scenarios --hypervisor {kind} --limit {limit} \
     --proven /lab/exchange/proven --json /lab/exchange/results.json {names}
 """
+# What guests must not leave behind.
+LEFT = {
+    Kind.KVM: "pgrep -a qemu-system; ls -d /dev/shm/apppot-* /tmp/apppot-*",
+    Kind.XEN: (
+        "xl list | tail -n +3; losetup -a; ls -d /run/apppot-xen/* /dev/shm/apppot-* /tmp/apppot-*"
+    ),
+}
 # Xen's tools are root's; QEMU with KVM is anybody's.
 WHO = {Kind.KVM: "setpriv --reuid 1000 --regid 1000 --clear-groups", Kind.XEN: ""}
 
@@ -73,7 +84,10 @@ def run_suite(kind: Kind, parts: Parts, names: list[str]) -> Column:
         if not results.exists():
             return Column(kind, checked, f"status {status}", (), time.monotonic() - began)
         found = tuple(Result(**fields) for fields in json.loads(results.read_text()))
-        return Column(kind, checked, "", found, time.monotonic() - began)
+        left = bytearray()
+        lab.run(f"({LEFT[kind]}) 2>/dev/null", UP_SECONDS, left.extend)
+        trouble = f"left behind:\n{left.decode(errors='replace')}" if left else ""
+        return Column(kind, checked, trouble, found, time.monotonic() - began)
 
 
 def main() -> int:

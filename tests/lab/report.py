@@ -13,7 +13,7 @@ _WIDTH = 16
 @dataclass(frozen=True)
 class Column:
     """What one lab gave.  `checked` is what a guest without AppPot saw there; `failure` says why
-    there are no results; `seconds` is what all of it took."""
+    there are no results, or what is wrong beside them; `seconds` is what all of it took."""
 
     hypervisor: str
     checked: str
@@ -23,6 +23,8 @@ class Column:
 
     def passed(self) -> bool:
         """Whether the suite ran and every scenario was as it must be."""
+        if self.failure:
+            return False
         return bool(self.results) and not any(result.problem for result in self.results)
 
     def fields(self) -> dict[str, object]:

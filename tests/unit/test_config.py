@@ -108,6 +108,10 @@ def test_exit() -> None:
         ("UML ran out of memory on the host side! vm.max_map_count", "vm.max_map_count"),
         ("VFS: Cannot open root device", "runtime"),
         ("Kernel panic - not syncing: sysrq triggered crash\n", "sysrq triggered crash"),
+        (
+            "xc_dom_boot_mem_init: can't allocate low memory for domain: Out of memory",
+            "Xen has not",
+        ),
         ("System is deadlocked on memory", "too little memory"),
         ("Checking PROT_EXEC mmap in /tmp...Operation not permitted", "noexec"),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +12,17 @@ import pytest
 from apppot.host import planning
 from apppot.host.config import Setting
 from apppot.host.errors import HypervisorError
-from apppot.host.hypervisor import candidates, memory, qemu
+from apppot.host.hypervisor import candidates, memory, qemu, xen, xenguard
 from apppot.host.hypervisor.base import Wires
 from apppot.host.hypervisor.qemu import Kvm, Qemu
+from apppot.host.hypervisor.uml import Uml
+from apppot.host.hypervisor.xen import Xen
 from apppot.host.plan import LaunchPlan
 from plans import GROUND, HOST, IMAGE, plan
 
 AUTO = Setting("auto", "default")
 X86 = replace(GROUND, hypervisor=Qemu(HOST), kernel=replace(GROUND.kernel, features=frozenset()))
+XEN = replace(X86, hypervisor=Xen(HOST))
 
 
 def argv(made: LaunchPlan, hypervisor: Qemu, network: int | None = None) -> list[str]:
@@ -131,3 +137,179 @@ def test_silence_is_remembered_for_this_boot(
     assert memory.recall("uml", "d1") is None
     monkeypatch.setattr(memory, "boot_id", lambda: "another")
     assert memory.recall("kvm", "d1") is None
+
+
+# -- Xen -------------------------------------------------------------------------------------
+
+BINDS = (
+    planning.Bind("/data", "/srv/data", True, False),
+    planning.Bind("/etc/motd", "/etc/motd", True, True),
+)
+
+
+def test_golden_configuration_of_a_domain() -> None:
+    request = planning.Request(IMAGE, (b"true",), binds=BINDS)
+    made = plan(request, XEN, network="none", scratch="1G", xen_type="pvh")
+    assert Xen(HOST).configuration(made, "/shm/apppot-0-1/view", "/shm/apppot-0-1/uml") == (
+        """name = "apppot-0-1"
+type = "pvh"
+kernel = "/shm/apppot-0-1/view/kernel"
+extra = "console=hvc0 quiet panic=-1 root=/dev/xvda ro rootfstype=ext4 init=/sbin/apppot-init \
+apppot.drive=/dev/xvdb apppot.channel=/dev/hvc1"
+memory = 512
+vcpus = 1
+on_poweroff = "preserve"
+on_reboot = "preserve"
+on_crash = "preserve"
+disk = [
+    "format=raw,vdev=xvda,access=ro,script=P/attach,target=P/xvda",
+    "format=raw,vdev=xvdb,access=ro,script=P/attach,target=P/xvdb",
+    "format=raw,vdev=xvdc,access=ro,script=P/attach,target=P/xvdc",
+    "format=raw,vdev=xvdd,access=rw,script=P/attach,target=P/xvdd",
+]
+p9 = [
+    "tag=bind0,path=P/bind0,security_model=none",
+    "tag=bind1,path=P/bind1,security_model=none",
+    "tag=job,path=P/job,security_model=none",
+]
+channel = [
+    "connection=pty,name=dropped",
+    "connection=socket,name=org.apppot.0,path=P/channel",
+]
+""".replace("P/", "/shm/apppot-0-1/uml/")
+    )
+
+
+def test_the_guard_is_told_of_files_and_who_may_write() -> None:
+    request = planning.Request(IMAGE, (b"true",), binds=BINDS)
+    made = plan(request, XEN, network="none")
+    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/uml", Wires(9))
+    assert words[2].endswith("/xenguard.py")
+    assert words[3] == "9"
+    assert words[7:] == [
+        *("disk", "ro", "/view/runtime", "xvda", "disk", "ro", "/view/run/drive", "xvdb"),
+        *("disk", "ro", "/view/image0", "xvdc"),
+        *("share", "ro", "/view/bind0", "bind0", "share", "ro", "/view/bind1/motd", "bind1"),
+        *("share", "rw", "/view/job", "job"),
+    ]
+
+
+def test_memory_of_a_domain_is_no_less_than_asked_for() -> None:
+    made = plan(ground=XEN, network="none", memory="100000K")
+    assert "memory = 98\n" in Xen(HOST).configuration(made, "/view", "/run/a/uml")
+
+
+def test_words_that_xl_cannot_read_are_refused() -> None:
+    made = plan(planning.Request(IMAGE, (), extra=('a="b"',)), XEN, network="none")
+    with pytest.raises(HypervisorError, match="no way to write"):
+        Xen(HOST).configuration(made, "/view", "/run/a/uml")
+
+
+def test_what_xen_cannot_do_is_refused() -> None:
+    with pytest.raises(planning.Unsuited, match="many file systems"):
+        plan(planning.Request(None, (b"true",)), XEN, network="none")
+    with pytest.raises(planning.Unsuited, match="xen has no network"):
+        plan(ground=XEN, network="user")
+    with pytest.raises(planning.Unsuited, match="xen has no network"):
+        plan(planning.Request(IMAGE, (), forwards=((80, 80),)), XEN)
+    assert [word for word in plan(ground=XEN).warnings if "no network" in word]
+    assert plan(ground=XEN, network="none").warnings == ()
+
+
+def test_a_confinement_that_is_asked_for_rules_xen_out() -> None:
+    def wish(wanted: str, hypervisor: Uml | Xen) -> str:
+        return planning.confinement_wish(wanted, hypervisor, host_image=False, uid=0, landlock=0)
+
+    assert (wish("auto", Xen(HOST)), wish("auto", Uml(HOST))) == ("off", "auto")
+    for wanted in ("required", "bubblewrap", "landlock"):
+        assert wish(wanted, Uml(HOST)) == wanted
+        with pytest.raises(planning.Unsuited, match=f"--confine {wanted}"):
+            wish(wanted, Xen(HOST))
+
+
+@pytest.fixture
+def dom0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dom0 with all that Xen needs, as files."""
+    for name in ("privcmd", "loop-control", "qemu"):
+        (tmp_path / name).touch()
+    for tool in xen.TOOLS:
+        (tmp_path / tool).touch(mode=0o755)
+    (tmp_path / "capabilities").write_text("control_d\n")
+    monkeypatch.setattr(xen, "CAPABILITIES", str(tmp_path / "capabilities"))
+    monkeypatch.setattr(xen, "DEVICES", (str(tmp_path / "privcmd"), str(tmp_path / "loop-control")))
+    monkeypatch.setattr(xen, "QEMUS", (str(tmp_path / "qem*"),))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(xen, "_SEARCH", "")
+    return tmp_path
+
+
+def test_a_dom0_can_start_domains(dom0: Path) -> None:
+    assert Xen(HOST).verdict().usable
+    assert "xen" in [one.name for one in candidates(AUTO, HOST)]
+
+
+XEN_REASONS = (
+    ("capabilities", "not Xen's dom0"),
+    ("xl", "no xl"),
+    ("xenstore-watch", "no xenstore-watch"),
+    ("qemu", "Xen's QEMU is missing"),
+    ("privcmd", "cannot be opened by you"),
+)
+
+
+@pytest.mark.parametrize(("missing", "reason"), XEN_REASONS)
+def test_what_a_dom0_lacks_is_said(dom0: Path, missing: str, reason: str) -> None:
+    (dom0 / missing).unlink()
+    with pytest.raises(HypervisorError, match=reason) as caught:
+        candidates(Setting("xen", "--hypervisor"), HOST)
+    assert caught.value.hint or missing == "capabilities"
+
+
+def test_a_guest_of_xen_is_no_dom0(dom0: Path) -> None:
+    (dom0 / "capabilities").write_text("")
+    assert "not Xen's dom0" in Xen(HOST).verdict().reason
+
+
+def test_a_loop_device_is_configured_as_the_kernel_reads_it() -> None:
+    packed = xenguard._LOOP_CONFIG.pack(3, 0, 5)
+    # lo_flags comes after fd, block size, five 64-bit numbers and three of 32 bits.
+    assert (len(packed), packed[:4], packed[60:64]) == (304, b"\3\0\0\0", b"\5\0\0\0")
+
+
+@pytest.fixture
+def line() -> Iterator[tuple[xenguard.Line, socket.socket, socket.socket]]:
+    """The guard's line, the launcher and the guest at its ends."""
+    launcher, to_launcher = socket.socketpair()
+    guest, to_guest = socket.socketpair()
+    watch, other = os.pipe()
+    with launcher, to_launcher, guest, to_guest:
+        yield (
+            xenguard.Line(to_launcher.fileno(), to_guest.fileno(), watch, "guest", "/tty"),
+            launcher,
+            guest,
+        )
+    os.close(watch)
+    os.close(other)
+
+
+def test_nothing_is_sent_to_a_guest_that_has_not_spoken(
+    line: tuple[xenguard.Line, socket.socket, socket.socket],
+) -> None:
+    guard, launcher, guest = line
+    launcher.send(b"early")
+    guest.send(b"hello")
+    assert guard.turn()
+    assert launcher.recv(99) == b"hello"
+    with pytest.raises(BlockingIOError):
+        guest.recv(99, socket.MSG_DONTWAIT)
+    assert guard.turn()
+    assert guest.recv(99) == b"early"
+
+
+@pytest.mark.parametrize("gone", ["launcher", "guest"])
+def test_the_guard_ends_with_either_end(
+    line: tuple[xenguard.Line, socket.socket, socket.socket], gone: str
+) -> None:
+    guard, launcher, guest = line
+    (launcher if gone == "launcher" else guest).close()
+    assert not guard.turn()
