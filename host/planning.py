@@ -175,7 +175,8 @@ def make_plan(
     elif scratch is not None:
         job.scratch = ground.hypervisor.devices[len(disks)].encode()
         disks.append(Disk("run/scratch", writable=True))
-    _check_cpus(settings["cpus"], ground.kernel)
+    if ground.hypervisor.kernel == "uml":
+        _check_cpus(settings["cpus"], ground.kernel)
     return LaunchPlan(
         kernel=ground.kernel,
         memory=memory,

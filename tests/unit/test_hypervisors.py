@@ -74,6 +74,11 @@ def test_huge_pages_where_the_host_has_enough() -> None:
         assert not plan(ground=ground, memory=memory_asked).huge
 
 
+def test_several_processors() -> None:
+    words = argv(plan(ground=X86, cpus="2"), Qemu(HOST))
+    assert words[words.index("-smp") + 1] == "2"
+
+
 def test_shares_are_named_by_tag() -> None:
     made = plan(ground=X86)
     planning.place_paths(made.job, "/view")
