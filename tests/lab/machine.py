@@ -50,8 +50,8 @@ class Kind(StrEnum):
         match self:
             case Kind.KVM:
                 # XSAVE as emulated does not agree with what it says of itself: a guest kernel that
-                # looks closely gives up.
-                return "EPYC-Rome,+svm,+npt,-xsave"
+                # looks closely gives up.  What programs use with it goes too.
+                return "EPYC-Rome,+svm,+npt,-xsave,-avx,-avx2,-fma,-f16c,-pclmulqdq"
             case Kind.XEN:
                 # Its dom0 does not survive SMAP as QEMU 7.2 emulates it, nor a PVH guest RDTSCP.
                 # Without XSAVE, User-Mode Linux does not run in this dom0.
