@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,15 +15,9 @@ from apppot.host.spawn import Child, spawn
 if TYPE_CHECKING:
     import socket
 
-_TOOL = "slirp4netns"
 READY = b"Waiting for connection"
 _SOCKET, _API = "bess.sock", "api.sock"
 _API_SECONDS = 5.0
-
-
-def tool() -> str | None:
-    """The path of slirp4netns, None where it is not installed."""
-    return shutil.which(_TOOL)
 
 
 def start(
