@@ -132,7 +132,7 @@ class Running:
 
         def look() -> bool:
             for pid in _children(self.pid):
-                words = _argv(pid)
+                words = argv(pid)
                 if b"apppot-keeper" in words:
                     found.append(Path(os.fsdecode(words[words.index(b"apppot-keeper") + 1])))
             return bool(found) or self.process.poll() is not None
@@ -369,7 +369,7 @@ def kernels(marker: str) -> list[int]:
     """The guest kernels among the processes of `marker`, each with its helper threads."""
     found = []
     for pid in processes(marker):
-        if _argv(pid)[0].endswith(b"/kernel"):
+        if argv(pid)[0].endswith(b"/kernel"):
             found.append(pid)
     return found
 
@@ -380,7 +380,8 @@ def _same_mounts(pid: str) -> bool:
 
 
 def _alive(pid: str) -> bool:
-    return state(int(pid)) not in "ZX"
+    """Whether the process can still do anything: one that ends has given its memory back."""
+    return state(int(pid)) not in "ZX" and argv(int(pid)) != [b""]
 
 
 def state(pid: int) -> str:
@@ -392,10 +393,10 @@ def state(pid: int) -> str:
 
 
 def _words(pid: int) -> str:
-    return b" ".join(_argv(pid)).decode(errors="replace")[:200]
+    return b" ".join(argv(pid)).decode(errors="replace")[:200]
 
 
-def _argv(pid: int) -> list[bytes]:
+def argv(pid: int) -> list[bytes]:
     """The process's arguments; one empty one when it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Result, eventually, myself, processes
+from vm_harness import IMAGE, RELEASE, Launcher, Result, argv, eventually, myself, processes
 
 pytestmark = pytest.mark.skipif(
     shutil.which("mksquashfs") is None, reason="needs squashfs-tools for an image of its own"
@@ -143,7 +143,7 @@ def test_two_that_resume_at_once_share_nothing(apppot: Launcher, kept: Kept) -> 
     assert not set(ours) & set(theirs)
     assert re.fullmatch(rb"[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}\n", ours[2])
 
-    machine = next(p for p in processes(apppot.marker) if b"-incoming" in words_of(p))
+    machine = next(p for p in processes(apppot.marker) if b"-incoming" in argv(p))
     assert str(kept.cache) not in "".join(open_files(machine)), "it could write what is kept"
 
     assert first.line() == b"up\n"
@@ -151,10 +151,6 @@ def test_two_that_resume_at_once_share_nothing(apppot: Launcher, kept: Kept) -> 
         client.sendall(b"the host\n")
         assert client.makefile("rb").readline() == b"guest heard the host\n"
     assert first.wait() == 0
-
-
-def words_of(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 def open_files(pid: int) -> list[str]:
