@@ -72,7 +72,7 @@ class Qemu:
             words += ["-object", f"memory-backend-memfd,id=memory,{size},hugetlb=on"]
             words += ["-machine", "memory-backend=memory"]
         if wires.memory is not None:
-            place = f"mem-path=/proc/self/fd/{wires.memory},share=on"
+            place = f"mem-path=/proc/self/fd/{wires.memory},share=on,align=2M"
             words += ["-object", f"memory-backend-file,id=memory,size={plan.memory >> 10}K,{place}"]
             words += ["-machine", "memory-backend=memory"]
         if wires.devices is not None:

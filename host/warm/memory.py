@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ _BLOCK = 1 << 20
 _GAP = 16 << 10
 # One call of write(2) takes no more.
 _MOST = 1 << 30
+_HUGE = 2 << 20
+_COLLAPSE = 25  # madvise(2)'s MADV_COLLAPSE, which `mmap` does not know yet
 
 Extents = list[tuple[int, int]]  # (offset, length) in bytes, rising
 
@@ -66,6 +69,7 @@ def unpack(file: int, extents: Extents, memory: int) -> None:
 
     Raises OSError, or ValueError where `file` is shorter than that.
     """
+    _enlarge(extents, memory)
     with mmap.mmap(file, 0, prot=mmap.PROT_READ) as kept, memoryview(kept) as data:
         if len(data) != sum(length for _, length in extents):
             raise ValueError("the memory of the kept machine is not complete")
@@ -80,3 +84,44 @@ def _write(memory: int, data: memoryview, offset: int) -> None:
         done = 0
         while done < len(data):
             done += os.pwrite(memory, data[done : done + _MOST], offset + done)
+
+
+def _enlarge(extents: Extents, memory: int) -> None:
+    """Make huge pages of what `extents` touch of `memory`, a file of zeros, where Linux can (6.1).
+
+    They are filled in half the time, and a guest on KVM meets each for the first time once, not 512
+    times.
+    """
+    with mmap.mmap(memory, 0):
+        at = _address(memory)
+    # mmap(2) cannot be asked for an address here: one that ends where this did begins so.
+    size = os.fstat(memory).st_size - -at % _HUGE
+    with mmap.mmap(memory, size) as mapped, contextlib.suppress(OSError):
+        for start, end in _blocks(extents, size):
+            for block in range(start, end, _HUGE):
+                mapped[block] = 0  # what has no page at all is left alone
+            mapped.madvise(_COLLAPSE, start, end - start)
+
+
+def _blocks(extents: Extents, size: int) -> list[tuple[int, int]]:
+    """(start, end) of the runs of whole huge pages below `size` that `extents` touch."""
+    runs: list[tuple[int, int]] = []
+    for offset, length in extents:
+        start = offset - offset % _HUGE
+        end = min(offset + length + -(offset + length) % _HUGE, size - size % _HUGE)
+        if runs and start <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(end, runs[-1][1]))
+        elif start < end:
+            runs.append((start, end))
+    return runs
+
+
+def _address(memory: int) -> int:
+    """Where this process has mapped the file; 0 where it has not."""
+    inode = str(os.fstat(memory).st_ino)
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            place, _, _, _, number, *_ = line.split()
+            if number == inode and "/memfd:" in line:
+                return int(place.partition("-")[0], 16)
+    return 0

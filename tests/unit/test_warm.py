@@ -215,6 +215,24 @@ def test_memory_comes_back_as_it_was(tmp_path: Path) -> None:
     assert len(extents) == 3, "pieces near each other are one"
 
 
+def test_memory_comes_back_in_huge_pages(tmp_path: Path) -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    if not setting.exists() or "[deny]" in setting.read_text() or linux() < (6, 1):
+        pytest.skip("this kernel has no huge pages for files in memory on demand (Linux 6.1)")
+    before, after = memory_file({(3 << 20) + 7: MEMORY[(3 << 20) + 7]}), memory_file({})
+    with open(tmp_path / "packed", "wb") as packed:
+        extents = memory.pack(before, packed.fileno())
+    with open(tmp_path / "packed", "rb") as packed:
+        memory.unpack(packed.fileno(), extents, after)
+    assert os.fstat(after).st_blocks * 512 == 8 << 20, "5 MB touch four of them"
+    assert os.pread(after, 64 << 20, 0) == os.pread(before, 64 << 20, 0)
+
+
+def linux() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor)
+
+
 def test_memory_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "packed").write_bytes(b"x" * 4096)
     with open(tmp_path / "packed", "rb") as packed, pytest.raises(ValueError, match="complete"):
