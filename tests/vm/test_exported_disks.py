@@ -26,7 +26,7 @@ import pytest
 from apppot.guest.protocol import drive
 from apppot.host.images.export import Wishes, export
 from apppot.host.pot.layout import find_pot
-from vm_cloud import serving
+from vm_cloud import certificate, serving
 from vm_harness import IMAGE, RELEASE, ROOT, eventually
 
 QEMU = "qemu-system-x86_64"
@@ -207,8 +207,9 @@ def test_uefi_without_a_console_and_openstacks_drive(disk: Path, out: Path, tmp_
     assert found.status["status"] == 0
 
 
-def test_a_metadata_service_and_a_store(disk: Path) -> None:
-    store = "http://169.254.169.100:8080/run?key=secret"
+def test_a_metadata_service_and_a_store(disk: Path, tmp_path: Path) -> None:
+    store = "https://169.254.169.100:8443/run?key=secret"
+    proof = tmp_path / "store.pem"
     job = {
         "apppot": 1,
         "command": f"{LOOK} head -c 100000 /etc/ssl/certs/ca-certificates.crt >certs",
@@ -217,6 +218,7 @@ def test_a_metadata_service_and_a_store(disk: Path) -> None:
             "status": store.replace("run", "status"),
             "outputs": store.replace("run", "outputs"),
             "headers": {"X-Run": "42"},
+            "ca": certificate(proof, "169.254.169.100"),
         },
     }
     metadata = {
@@ -224,11 +226,11 @@ def test_a_metadata_service_and_a_store(disk: Path) -> None:
         "meta-data/instance-id": b"i-0abc",
         "meta-data/local-hostname": b"ip-10.site.internal",
     }
-    with serving(metadata) as served:
-        relay = f"cmd:{sys.executable} {ROOT}/tests/typeroot/vm_cloud.py {served.port}"
+    with serving(metadata) as service, serving({}, certificate=proof) as served:
+        relay = f"cmd:{sys.executable} {ROOT}/tests/typeroot/vm_cloud.py"
         network = "user,model=e1000,restrict=on,net=169.254.169.0/24"
-        for address in ("254:80", "100:8080"):
-            network += f",guestfwd=tcp:169.254.169.{address}-{relay}"
+        for address, port in (("254:80", service.port), ("100:8443", served.port)):
+            network += f",guestfwd=tcp:169.254.169.{address}-{relay} {port}"
         text = finished(pc(disk, [], *SERIAL, "-nic", network))
     assert "the job ended with status 0" in text, text
     status, headers = served.stored["/status?key=secret"]
@@ -241,7 +243,7 @@ def test_a_metadata_service_and_a_store(disk: Path) -> None:
     assert (headers["X-Run"], headers["Content-Type"]) == ("42", "application/json")
     assert "secret" not in text
     # Each was refused once; the status came last.
-    assert [line for line in served.log if "secret" in line] == [
+    assert served.log == [
         *["PUT /outputs?key=secret"] * 2,
         *["PUT /status?key=secret"] * 2,
     ]
@@ -338,6 +340,20 @@ def test_a_job_that_was_not_started_is_told(disk: Path, out: Path, tmp_path: Pat
     assert "the job ended with status 125" in text, text
     found = Returned(out.read_bytes())
     assert (found.status["status"], "/nowhere" in found.status["error"]) == (125, True)
+
+
+def test_what_jobs_write_goes_to_the_disks_scratch_space(out: Path, tmp_path: Path) -> None:
+    disk, size = tmp_path / "disk.raw", 64 << 20
+    apppot = Path(sys.executable).parent / "apppot"
+    # A bare number is in bytes, as for `run`.
+    words = ("--format", "raw", "--scratch", str(size), "-o", disk)
+    tool_run(apppot, "image", "export", IMAGE, *words)
+    command = "uname -r; df -B1 --output=size / | tail -1; touch /here"
+    argv = uml(disk, job_drive(tmp_path / "config", command=command), out)
+    finished([word.replace("ubd0r=", "ubd0=") for word in argv])
+    release, room = Returned(out.read_bytes()).said().split()
+    assert release.startswith(RELEASE)
+    assert size * 3 // 4 < int(room) < size
 
 
 # --- the files -----------------------------------------------------------------------------------
