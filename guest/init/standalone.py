@@ -14,6 +14,7 @@ import fcntl
 import os
 import time
 
+from apppot.guest import syscalls
 from apppot.guest.console import log, show_on
 from apppot.guest.init import dhcp, surroundings
 from apppot.guest.merge import root, scratch
@@ -38,6 +39,8 @@ class Standalone:
     """What a guest without a launcher knows of its job."""
 
     def __init__(self, line: sources.CommandLine, named: Job | None) -> None:
+        _signal.signal(_signal.SIGINT, _interrupted)
+        syscalls.take_ctrl_alt_del()
         self.terminals = _terminals(line.consoles)
         show_on(self.terminals)
         answer, self.lease = surroundings.find(line, named)
@@ -169,6 +172,10 @@ class Standalone:
         for text in problems:
             log(f"the job's status {about['status']} is not reported: {text}")
         return _FAILED if problems else int(about["status"])
+
+
+def _interrupted(*_: object) -> None:
+    raise OSError("somebody has pressed Ctrl-Alt-Del")
 
 
 def _terminals(consoles: list[str]) -> list[str]:

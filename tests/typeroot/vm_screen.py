@@ -50,9 +50,13 @@ class Screen:
         """Press the keys of a keyboard of the United States."""
         for letter in text:
             names = KEYS.get(letter, f"shift {letter.lower()}" if letter.isupper() else letter)
-            keys = [{"type": "qcode", "data": name} for name in names.split()]
-            press: dict[str, Any] = {"keys": keys, "hold-time": HOLD_MS}
-            self._orders.order("send-key", **press)
+            self.press(*names.split())
+
+    def press(self, *names: str) -> None:
+        """Press these keys at once."""
+        keys = [{"type": "qcode", "data": name} for name in names]
+        wishes: dict[str, Any] = {"keys": keys, "hold-time": HOLD_MS}
+        self._orders.order("send-key", **wishes)
 
     def running(self) -> bool:
         """Whether the machine has not powered itself off; QEMU stays, with -no-shutdown."""

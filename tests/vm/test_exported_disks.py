@@ -90,13 +90,12 @@ def finished(argv: list[str], *, console: bool = True) -> str:
 
 @contextmanager
 def watched(argv: list[str], place: Path) -> Iterator[Screen]:
-    """The screen of a machine that has powered itself off."""
+    """The screen of a machine that stays when it has powered itself off."""
     screen = Screen(place)
     argv = [*argv, *screen.words, "-no-shutdown"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[screen.fd]) as process:
         try:
             screen.connect()
-            assert eventually(lambda: not screen.running(), BOOT)
             yield screen
         finally:
             process.kill()
@@ -245,6 +244,7 @@ def test_uefi_with_openstacks_drive_and_only_a_screen(
     for device in (*CONTROLLERS, *(f"{card},romfile=" for card in CARDS)):
         argv += ["-device", device]
     with watched(argv, tmp_path) as screen:
+        assert eventually(lambda: not screen.running(), BOOT)
         found = Returned(out.read_bytes())
         said = found.said().splitlines()
         for line in (said[-1], "the job ended with status 0"):
@@ -354,12 +354,17 @@ def test_without_a_job_there_are_shells_on_serial_line_and_screen(
 def test_a_job_that_nobody_asks_for_is_on_the_screen_where_there_is_no_serial_line(
     disk: Path, tmp_path: Path
 ) -> None:
-    script = "uname -r; tty; stty size; exit 5"
+    script = "uname -r; tty; stty size; read line"
     config = job_drive(tmp_path / "config", command=script)
     with watched(pc(disk, [f"file={config},format=raw"]), tmp_path) as screen:
+        assert eventually(lambda: screen.text().endswith("\n25 80"), BOOT), screen.text()
+        screen.press("ctrl", "alt", "delete")
+        # Not by a reset: disks and whoever waits for a status would not be told.
+        assert eventually(lambda: not screen.running(), ALSO), screen.text()
         text = screen.text()
     assert re.search(rf"^{re.escape(RELEASE)}.*\n/dev/tty0\n25 80\n", text, re.MULTILINE), text
-    assert "the job ended with status 5" in text, text
+    assert "somebody has pressed Ctrl-Alt-Del" in text, text
+    assert "the job ended with status 125" in text, text
 
 
 BOOTS: dict[str, tuple[Place, str, tuple[str, ...]]] = {
