@@ -25,6 +25,7 @@ CLONE_NEWUSER = 0x10000000
 
 # reboot(2)
 _RB_POWER_OFF = 0x4321FEDC
+_RB_DISABLE_CAD = 0
 
 _REBOOT_MAGIC = (0xFEE1DEAD, 672274793)
 
@@ -151,6 +152,11 @@ def open_in_root(root: int, path: bytes, flags: int) -> int:
 def power_off() -> None:
     """reboot(2) with RB_POWER_OFF; returns only if the kernel refuses."""
     _call("power off", _SYS_REBOOT, *_REBOOT_MAGIC, _RB_POWER_OFF, 0)
+
+
+def take_ctrl_alt_del() -> None:
+    """Have Ctrl-Alt-Del send SIGINT to PID 1, instead of a reset."""
+    _call("take Ctrl-Alt-Del", _SYS_REBOOT, *_REBOOT_MAGIC, _RB_DISABLE_CAD, 0)
 
 
 def load_module(path: str) -> None:

@@ -104,8 +104,13 @@ def interfaces() -> list[str]:
 
 def acquire() -> Lease | None:
     """A lease, applied; None where there is no interface or no server answers for seconds."""
+    return acquire_on(interfaces())
+
+
+def acquire_on(names: list[str]) -> Lease | None:
+    """A lease on one of these interfaces, the first with an answer; otherwise as `acquire`."""
     clients: list[_Client] = []
-    for name in interfaces():
+    for name in names:
         try:
             clients.append(_Client(name))
         except OSError as error:

@@ -1,18 +1,21 @@
 """A guest without a launcher: booted by a bare kernel command line, libvirt, a cloud.
 
 The payload has the machine's console as its controlling terminal; or, where its outputs go
-somewhere, two pipes that are copied there.  Its status is the last line on the console, then the
-guest powers off.
+somewhere, two pipes that are copied there.  Without a payload there is a login shell on each
+console: screen and serial line.  The status is the last line on all of them, then the guest powers
+off.
 """
 
 from __future__ import annotations
 
 # The C module: `signal` itself imports `enum`, which the boot path does not need.
 import _signal  # type: ignore[import-not-found]
+import fcntl
 import os
 import time
 
-from apppot.guest.console import log
+from apppot.guest import syscalls
+from apppot.guest.console import log, show_on
 from apppot.guest.init import dhcp, surroundings
 from apppot.guest.merge import root, scratch
 from apppot.guest.payload import process, sources
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
 
 # Terminals of their own: /dev/console cannot be a controlling one.
 _CONSOLES = ("tty0", "ttyS0", "hvc0", "console")
+_TIOCGSERIAL, _SERIAL_BYTES = 0x541E, 72  # linux/serial.h; a `serial_struct` begins with the type
 _SCRIPT = "/run/apppot-script"
+_TERMINAL = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
 _FAILED = 125
 _NO_ENTRY = 2  # ENOENT
 
@@ -34,27 +39,30 @@ class Standalone:
     """What a guest without a launcher knows of its job."""
 
     def __init__(self, line: sources.CommandLine, named: Job | None) -> None:
-        self.consoles = line.consoles
+        _signal.signal(_signal.SIGINT, _interrupted)
+        syscalls.take_ctrl_alt_del()
+        self.terminals = _terminals(line.consoles)
+        show_on(self.terminals)
         answer, self.lease = surroundings.find(line, named)
         self.answer: Answer = answer
         self.job: Job = answer.job
         self.disk: str | None = None
 
     def serve(self) -> None:
-        """Run the job, or without one a login shell, on the console; then return."""
+        """Run the job on the preferred console, or without one login shells; then return."""
         account = self._account()
         argv = self._command()
         self._keep_lease()
         self._job_directory(account)
-        names = [*reversed(self.consoles), *_CONSOLES]
         if argv and self._comes_back():
             # A job that is heard of elsewhere needs no console.
-            self._captured(account, argv, _open_console([*names, "null"]))
+            self._captured(account, argv)
             return
-        console = _open_console(names)
-        # The account may open its own terminal again by name.
-        os.chown(console, account.uid, -1)
-        status = _wait(self._start(account, argv, console))
+        if not self.terminals:
+            raise OSError("no console can be opened")
+        # A shell on each: nobody knows where its user sits.  Who leaves the first ends them all.
+        chosen = self.terminals[:1] if argv else self.terminals
+        status = _wait({self._start(account, argv, terminal) for terminal in chosen})
         _end_the_rest()
         log(f"the job ended with status {process.exit_code(status)}")
 
@@ -110,10 +118,14 @@ class Standalone:
         self.disk = named or report.find_disk(sources.block_devices())
         return self.disk is not None or wanted is not None
 
-    def _start(self, account: process.Account, argv: list[bytes], console: int) -> int:
+    def _start(self, account: process.Account, argv: list[bytes], terminal: str) -> int:
+        console = os.open(terminal, _TERMINAL)
+        # The account may open its own terminal again by name.
+        os.chown(console, account.uid, -1)
         failed_read, failed_write = os.pipe()  # close-on-exec: end of file means that exec worked
         pid = os.fork()
         if pid == 0:
+            self.job.env.setdefault(b"TERM", _terminal_type(terminal))
             stdio = (console, console, console)
             process.become_payload(self.job, account, argv, root.ROOT, stdio, True, failed_write)
         os.close(failed_write)
@@ -125,7 +137,7 @@ class Standalone:
             log(f"{what}: {os.strerror(number)}")
         return pid
 
-    def _captured(self, account: process.Account, argv: list[bytes], console: int) -> None:
+    def _captured(self, account: process.Account, argv: list[bytes]) -> None:
         """Run the job with its streams in pipes, and send back what it leaves."""
         from apppot.guest.payload import capture, report
 
@@ -134,7 +146,8 @@ class Standalone:
         self.job.tty = False
         wake = process.wake_on_children()
         started = process.start(self.job, account, argv)
-        ended = capture.follow(started, work, console, wake, _end_the_rest)
+        consoles = [os.open(terminal, _TERMINAL) for terminal in self.terminals]
+        ended = capture.follow(started, work, consoles, wake, _end_the_rest)
         about = report.describe(ended)
         if started.error is not None:
             number, what = started.error
@@ -161,24 +174,47 @@ class Standalone:
         return _FAILED if problems else int(about["status"])
 
 
-def _open_console(names: list[str]) -> int:
-    """The first of the terminals /dev/NAME that opens; `null` is one where it is named."""
-    for name in names:
-        try:
-            fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        if os.isatty(fd) or name == "null":
-            return fd
+def _interrupted(*_: object) -> None:
+    raise OSError("somebody has pressed Ctrl-Alt-Del")
+
+
+def _terminals(consoles: list[str]) -> list[str]:
+    """The kernel's consoles that are there, as paths, the preferred one first.
+
+    `consoles` are their names, the preferred one last.  Where none of them is there, the first
+    terminal that is.
+    """
+    named = [f"/dev/{name}" for name in dict.fromkeys(reversed(consoles))]
+    found = [path for path in named if _is_there(path)]
+    return found or [path for path in [f"/dev/{name}" for name in _CONSOLES] if _is_there(path)][:1]
+
+
+def _is_there(path: str) -> bool:
+    """Whether a terminal opens, and has a device behind it: the kernel names four serial lines."""
+    try:
+        fd = os.open(path, _TERMINAL)
+    except OSError:
+        return False
+    try:
+        kind = fcntl.ioctl(fd, _TIOCGSERIAL, bytes(_SERIAL_BYTES))[:4]
+    except OSError:  # no serial line
+        kind = b"other"
+    try:
+        return os.isatty(fd) and kind != bytes(4)
+    finally:
         os.close(fd)
-    raise OSError("no console can be opened")
 
 
-def _wait(payload: int) -> int:
-    """The payload's wait status; other processes are collected as they end."""
+def _terminal_type(path: str) -> bytes:
+    """TERM: what understands the words of the screen, or of what people have at a serial line."""
+    return b"linux" if path.removeprefix("/dev/tty").isdigit() else b"vt220"
+
+
+def _wait(payloads: set[int]) -> int:
+    """The wait status of the first that ends; other processes are collected as they end."""
     while True:
         pid, status = os.waitpid(-1, 0)
-        if pid == payload:
+        if pid in payloads:
             return status
 
 

@@ -1,4 +1,4 @@
-"""Running a payload whose output is kept: a copy goes to the console."""
+"""Running a payload whose output is kept: a copy goes to the consoles."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ class Ended:
 
 
 def follow(
-    payload: Payload, folder: str, console: int, wake: int, end_the_rest: Callable[[], None]
+    payload: Payload,
+    folder: str,
+    consoles: list[int],
+    wake: int,
+    end_the_rest: Callable[[], None],
 ) -> Ended:
-    """Wait for the payload's end; its stdout and stderr go to files in `folder` and `console`.
+    """Wait for the payload's end; its stdout and stderr go to files in `folder` and `consoles`.
 
     What it left running is ended, then what was written before is read to its end.
     """
@@ -46,7 +50,7 @@ def follow(
             poll.register(fd, select.POLLIN)
         ready = dict(poll.poll())
         for fd in [fd for fd in outputs if fd in ready]:
-            if not _copy(fd, outputs[fd], console):
+            if not _copy(fd, outputs[fd], consoles):
                 outputs.pop(fd).close()
         if wake in ready:
             os.read(wake, 4096)
@@ -54,25 +58,26 @@ def follow(
     ended = time.time()
     end_the_rest()
     for fd, file in outputs.items():
-        while _copy(fd, file, console):
+        while _copy(fd, file, consoles):
             pass
         file.close()
     return Ended(status, usage, started, ended)
 
 
-def _copy(fd: int, file: Any, console: int) -> bool:
+def _copy(fd: int, file: Any, consoles: list[int]) -> bool:
     """Pass on what can be read now; whether there was something."""
     try:
         data = os.read(fd, _READ_BYTES)
     except BlockingIOError:
         return False
     file.write(data)
-    left = memoryview(data)
-    try:
-        while left:
-            left = left[os.write(console, left) :]
-    except OSError:  # a serial line without hardware behind it; the file has all
-        pass
+    for console in consoles:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(console, left) :]
+        except OSError:  # a terminal that is gone; the file has all
+            pass
     return bool(data)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STATUS_MEMBER = "apppot/status.json"
 DISK_MARK = b"APPPOT-OUT"
 _BLOCK = 512
-_ARCHIVE = "outputs.tar.gz"
+_ARCHIVE, _AUTHORITIES = "outputs.tar.gz", "authorities.pem"
 
 
 class ReportError(OSError):
@@ -117,18 +117,23 @@ class Outputs:
         """PUT the outputs, then the status, which says that they have arrived."""
         from apppot.guest.payload import web
 
+        authorities = None
+        if report.ca is not None:
+            authorities = f"{self.work}/{_AUTHORITIES}"
+            with open(authorities, "w", encoding="utf-8") as text:
+                text.write(report.ca)
         url = report.outputs_url()
         if url is not None:
             path = f"{self.work}/{_ARCHIVE}"
             with open(path, "wb") as file:
                 self._write(file, "gz")
             headers = {"Content-Type": "application/gzip", **report.headers}
-            web.patiently("PUT", url, headers, lambda: open(path, "rb"))
+            web.patiently("PUT", url, headers, lambda: open(path, "rb"), authorities=authorities)
         url = report.status_url()
         if url is not None:
             body = dumps(self.status).encode("ascii") + b"\n"
             headers = {"Content-Type": "application/json", **report.headers}
-            web.patiently("PUT", url, headers, lambda: body)
+            web.patiently("PUT", url, headers, lambda: body, authorities=authorities)
 
 
 class _Held:

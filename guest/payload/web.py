@@ -16,6 +16,8 @@ PAUSES = (1, 2, 4, 8, 16, 32)
 # (to connect, between two bytes), in seconds.
 TIMEOUT = (10, 60)
 _TRY_AGAIN = (408, 425, 429)
+# OpenSSL's words for another's certificate, and for a file that has none.
+_NOT_KNOWN, _NO_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED", "[X509"
 
 
 class WebError(OSError):
@@ -41,16 +43,19 @@ def patiently(
     body: Callable[[], Any] = lambda: None,
     pauses: tuple[float, ...] | None = None,
     accepted: tuple[int, ...] = (),
+    authorities: str | None = None,
 ) -> Any:
     """The response to a request, which is repeated while that may help.
 
     `body` gives the body anew for each attempt.  `accepted` are statuses of 400 and above that are
-    an answer.  Raises WebError when all attempts failed, and at once where the service says that
-    the request is wrong.
+    an answer.  `authorities` is a file with the certificates that are believed instead of the
+    public ones.  Raises WebError when all attempts failed, and at once where the service says that
+    the request is wrong, or cannot prove who it is.
     """
     requests = library()
     with requests.Session() as session:
         session.trust_env = False  # PID 1 has the kernel's words in its environment
+        session.verify = authorities or True
         for pause in (*(PAUSES if pauses is None else pauses), None):
             problem, final = "", False
             try:
@@ -62,6 +67,7 @@ def patiently(
                 final = answer.status_code < 500 and answer.status_code not in _TRY_AGAIN
             except requests.RequestException as error:
                 problem = f"{error}"
+                final = _NOT_KNOWN in problem or _NO_CERTIFICATE in problem
             # What follows the question mark may be a secret.
             shown, _, secret = url.partition("?")
             problem = problem.replace(secret, "…") if secret else problem

@@ -149,12 +149,13 @@ class Network(_Record):
 class Report(_Record):
     """Where a guest without a launcher says how its job went.  URLs take a PUT."""
 
-    FIELDS = dict.fromkeys(("put", "status", "outputs", "disk", "headers"), _PLAIN)
+    FIELDS = dict.fromkeys(("put", "status", "outputs", "disk", "headers", "ca"), _PLAIN)
     put: str | None = None  # URL of a folder: stands for status.json and outputs.tar.gz in it
     status: str | None = None  # URL for the status, JSON
     outputs: str | None = None  # URL for the outputs, a compressed tar
     disk: str | None = None  # block device that takes both as a tar; None: one that offers itself
     headers: dict[str, str] = {}  # sent with each request
+    ca: str | None = None  # certificates (PEM) to believe with https; None: the public ones
 
     def status_url(self) -> str | None:
         """Where the status goes."""

@@ -310,7 +310,7 @@ def _export(args: argparse.Namespace) -> int:
     from apppot.host.images import export
     from apppot.host.units import parse_size
 
-    scratch = parse_size(args.scratch, "M") if args.scratch else 0
+    scratch = parse_size(args.scratch) if args.scratch else 0
     wishes = export.Wishes(not args.no_boot, tuple(args.changes), scratch)
     export.export(args.image, args.format, args.output, wishes)
     return 0

@@ -87,67 +87,56 @@ def _neutral(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def _item(**fields: str | int) -> str:
-    """One piece of hardware; the schema wants its fields in the order of their names."""
+def _item(number: int, kind: int, name: str, about: str, **fields: str | int) -> str:
+    """One piece of hardware; the schema wants its fields in the order of their names.
+
+    `kind` is CIM's number for it (DSP1043), `name` what people see.
+    """
+    fields.update(Caption=name, Description=about, ElementName=name)
+    fields.update(InstanceID=number, ResourceType=kind)
     rows = [
         f"<rasd:{key}>{escape(str(value))}</rasd:{key}>" for key, value in sorted(fields.items())
     ]
     return "      <Item>\n" + "".join(f"        {row}\n" for row in rows) + "      </Item>\n"
 
 
+def _hardware() -> str:
+    """A PC as VirtualBox has them.  The numbers by which its parts refer to each other: 1 to 5."""
+    memory = f"{MEMORY_MB} MB of memory"
+    net = "Ethernet adapter on 'NAT'"
+    return "".join(
+        [
+            _item(1, 3, "1 virtual CPU", "Number of virtual CPUs", VirtualQuantity=1),
+            _item(
+                *(2, 4, memory, "Memory Size"),
+                AllocationUnits="MegaBytes",
+                VirtualQuantity=MEMORY_MB,
+            ),
+            _item(
+                *(3, 20, "sataController0", "SATA Controller"), Address=0, ResourceSubType="AHCI"
+            ),
+            _item(
+                *(4, 10, net, net),
+                AutomaticAllocation="true",
+                Connection="NAT",
+                ResourceSubType="E1000",
+            ),
+            _item(
+                *(5, 17, "disk1", "Disk Image"),
+                AddressOnParent=0,
+                HostResource="/disk/vmdisk1",
+                Parent=3,
+            ),
+        ]
+    )
+
+
 def descriptor(name: str, disk: str, capacity: int, length: int) -> str:
-    """The OVF 1.0 description of a PC as VirtualBox has them: AHCI, e1000, BIOS.
+    """The OVF 1.0 description of a machine: AHCI, e1000, BIOS.
 
     `capacity` of the disk and `length` of the file `disk` are in bytes.  Nothing in it goes beyond
     the schema of OVF 1.0 (DSP8023), which allows no foreign attribute at a disk.
     """
-    hardware = (
-        _item(
-            Caption="1 virtual CPU",
-            Description="Number of virtual CPUs",
-            ElementName="1 virtual CPU",
-            InstanceID=1,
-            ResourceType=3,
-            VirtualQuantity=1,
-        ),
-        _item(
-            AllocationUnits="MegaBytes",
-            Caption=f"{MEMORY_MB} MB of memory",
-            Description="Memory Size",
-            ElementName=f"{MEMORY_MB} MB of memory",
-            InstanceID=2,
-            ResourceType=4,
-            VirtualQuantity=MEMORY_MB,
-        ),
-        _item(
-            Address=0,
-            Caption="sataController0",
-            Description="SATA Controller",
-            ElementName="sataController0",
-            InstanceID=3,
-            ResourceSubType="AHCI",
-            ResourceType=20,
-        ),
-        _item(
-            AutomaticAllocation="true",
-            Caption="Ethernet adapter on 'NAT'",
-            Connection="NAT",
-            ElementName="Ethernet adapter on 'NAT'",
-            InstanceID=4,
-            ResourceSubType="E1000",
-            ResourceType=10,
-        ),
-        _item(
-            AddressOnParent=0,
-            Caption="disk1",
-            Description="Disk Image",
-            ElementName="disk1",
-            HostResource="/disk/vmdisk1",
-            InstanceID=5,
-            Parent=3,
-            ResourceType=17,
-        ),
-    )
     return f"""<?xml version="1.0"?>
 <Envelope ovf:version="1.0" xml:lang="en-US" xmlns="{OVF}" xmlns:ovf="{OVF}"
  xmlns:rasd="{CIM}ResourceAllocationSettingData"
@@ -180,7 +169,7 @@ def descriptor(name: str, disk: str, capacity: int, length: int) -> str:
         <vssd:VirtualSystemIdentifier>{escape(name)}</vssd:VirtualSystemIdentifier>
         <vssd:VirtualSystemType>virtualbox-2.2</vssd:VirtualSystemType>
       </System>
-{"".join(hardware)}    </VirtualHardwareSection>
+{_hardware()}    </VirtualHardwareSection>
   </VirtualSystem>
 </Envelope>
 """

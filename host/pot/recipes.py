@@ -94,7 +94,7 @@ def _load(path: Path) -> dict[str, Any]:
 def load_source(folder: Path | None = None) -> SourceRecipe:
     """Read what all kernels are built from; raises BuildError where it is missing or wrong.
 
-    The patches are those of every kernel: they touch their own architecture only, and one
+    The patches are those of every kernel: none touches what another kernel is made of, and one
     unpacked tree serves all.
     """
     folder = folder or recipes("kernel")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from apppot.guest.payload import metadata, report, web
 from apppot.guest.protocol.job import JobError, Report
-from vm_cloud import Cloud, serving
+from vm_cloud import Cloud, certificate, serving
 
 USER_DATA = {"user-data": b"#!/bin/sh\n", "meta-data/instance-id": b"i-1\n"}
 Serve = Callable[..., Cloud]
@@ -102,3 +102,21 @@ def test_outputs_come_before_the_status_and_each_again_until_it_is_taken(
     assert names == ["outputs.tar.gz"] * 2 + ["status.json"] * 2
     data, headers = cloud.stored["/run/outputs.tar.gz"]
     assert headers["X-Run"] == "42" and len(data) == int(headers["Content-Length"])
+
+
+def test_a_store_must_prove_who_it_is(serve: Serve, tmp_path: Path) -> None:
+    known = certificate(tmp_path / "store.pem", "127.0.0.1")
+    other = certificate(tmp_path / "other.pem", "127.0.0.1")
+    outputs = report.Outputs({"status": 0}, str(tmp_path), str(tmp_path), [])
+    with serving({}, certificate=tmp_path / "store.pem") as cloud:
+        url = f"https://127.0.0.1:{cloud.port}/run"
+        for wrong, cause in (
+            (None, "CERTIFICATE_VERIFY"),
+            (other, "CERTIFICATE_VERIFY"),
+            ("", "X509"),
+        ):
+            (problem,) = report.send(outputs, Report(status=url, ca=wrong), None)
+            assert f"PUT {url}: " in problem and cause in problem
+        assert cloud.log == []
+        assert report.send(outputs, Report(status=url, ca=known), None) == []
+    assert cloud.log == ["PUT /run"] * 2 and "/run" in cloud.stored

@@ -1,19 +1,29 @@
 """A cloud on loopback for the tests: metadata service with tokens, and a store that takes PUT.
 
+With a certificate for it, the cloud speaks TLS.
+
 `relay PORT` as a program joins its standard streams with that port: what QEMU's user network
 starts for each of the guest's connections.
 """
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import os
 import secrets
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 TOKEN = "X-aws-ec2-metadata-token"
 
@@ -84,9 +94,40 @@ class Handler(BaseHTTPRequestHandler):
         """The test's report has `log`."""
 
 
+def certificate(path: Path, address: str) -> str:
+    """Write key and certificate of a server at `address`; the certificate is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "store")])
+    day = datetime.timedelta(days=1)
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    text = made.public_bytes(pem)
+    path.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + text,
+    )
+    return text.decode()
+
+
 @contextmanager
-def serving(metadata: dict[str, bytes], token: int = 200) -> Iterator[Cloud]:
+def serving(
+    metadata: dict[str, bytes], token: int = 200, certificate: Path | None = None
+) -> Iterator[Cloud]:
     with Cloud(metadata, token) as cloud:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            cloud.socket = context.wrap_socket(cloud.socket, server_side=True)
         thread = threading.Thread(target=cloud.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
