@@ -384,7 +384,11 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
     from apppot.host.hypervisor import verdicts
     from apppot.host.pot.layout import lpj_for
 
-    able = capabilities.probe(env, fresh=True)
+    able = capabilities.limited(
+        capabilities.probe(env, fresh=True),
+        settings["qemu_machine"].value,
+        settings["qemu_share"].value,
+    )
     kernel, kernel_problem = _kernel(settings["kernel"].value)
     runtime, runtime_problem = _runtime(settings["kernel"].value, kernel)
     x86_kernel, x86_problem = _x86_kernel()

@@ -1,7 +1,7 @@
 """Acting on a launch plan: the one place where the launcher starts and ends processes.
 
 Everything that is started or made hangs on one ExitStack, in this order: run directory (and its
-keeper), CPU, network helper, virtual machine.
+keeper), CPU, network helper, file servers, virtual machine.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from apppot.guest.protocol import drive
-from apppot.host import confine, cpus, network, terminal
+from apppot.host import confine, cpus, fileserver, network, terminal
 from apppot.host.capabilities import Capabilities, memory_place
 from apppot.host.confine import Confinement
 from apppot.host.diagnosis import diagnose, last_lines
@@ -30,7 +30,7 @@ from apppot.host.errors import (
     EXIT_TIME_LIMIT,
     HypervisorError,
 )
-from apppot.host.hypervisor.base import Hypervisor, Surroundings, Wires
+from apppot.host.hypervisor.base import Hypervisor, Surroundings, Wires, shares
 from apppot.host.images.store import hold
 from apppot.host.paths import state_home
 from apppot.host.plan import LaunchPlan, Shown
@@ -149,6 +149,7 @@ def _start(
         None if monitor is None else monitor.fileno(),
         None if warmth is None else warmth.memory,
         None if warmth is None else warmth.devices,
+        _file_servers(plan, capabilities, rundir, console_write, stack),
     )
     record.argv = (
         *sandbox.prefix,
@@ -157,7 +158,7 @@ def _start(
     vm = spawn(
         record.argv,
         output=console_write,
-        keep=[fd for fd in (*astuple(wires), *disks) if fd is not None],
+        keep=[*wires.descriptors(), *disks],
         cpus=() if held is None else (held.cpu,),
         env=_environment(sandbox),
         before_exec=sandbox.before_exec,
@@ -336,7 +337,7 @@ def _sandbox(
     files: Sequence[int],
 ) -> confine.Sandbox:
     plan = record.plan
-    shown = (*plan.shown, *private)
+    shown = (*_shown_itself(plan), *private)
     record.confinement = confine.choose(plan.confine, capabilities)
     if record.confinement is Confinement.BUBBLEWRAP:
         assert capabilities.bwrap is not None
@@ -477,27 +478,82 @@ def _network(
     """Start the network helper; the descriptor with its output, which says when it is ready."""
     if not plan.network or capabilities.slirp is None:
         return None
-    place = Shown("net", os.path.join(rundir.path, "net"), writable=True)
-    match confine.choose(plan.confine, capabilities):
-        case Confinement.BUBBLEWRAP:
-            assert capabilities.bwrap is not None
-            sandbox = confine.bubblewrap(
-                capabilities.bwrap,
-                (place,),
-                memory=1 << 20,
-                as_root=os.getuid() == 0,
-                host_network=True,
-                system=True,
-            )
-        case Confinement.LANDLOCK:
-            sandbox = confine.landlocked(
-                (place,), rundir.path, place.source, system=True, network=True
-            )
-        case Confinement.NONE:
-            sandbox = confine.unconfined(rundir.path, rundir.path)
+    place = os.path.join(rundir.path, "net")
+    shown = Shown("net", place, writable=True)
+    sandbox = _helper_sandbox(plan, capabilities, shown, rundir.path, place, host_network=True)
     child, ready = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
     stack.callback(child.kill)
     return ready
+
+
+def _helper_sandbox(
+    plan: LaunchPlan,
+    capabilities: Capabilities,
+    shown: Shown,
+    view: str,
+    temporary: str,
+    *,
+    host_network: bool,
+) -> confine.Sandbox:
+    """How a helper is held that uses one place of the host, as strictly as the plan's machine.
+
+    Where it has no view of its own, `view` is for it to read and `temporary` to write.
+    """
+    match confine.choose(plan.confine, capabilities):
+        case Confinement.BUBBLEWRAP:
+            assert capabilities.bwrap is not None
+            return confine.bubblewrap(
+                capabilities.bwrap,
+                (shown,),
+                memory=1 << 20,
+                as_root=os.getuid() == 0,
+                host_network=host_network,
+                system=True,
+            )
+        case Confinement.LANDLOCK:
+            read = Shown("", "/proc/sys/fs/nr_open")  # by virtiofsd
+            return confine.landlocked(
+                (shown, read), view, temporary, system=True, network=host_network
+            )
+        case Confinement.NONE:
+            return confine.unconfined(view, temporary)
+
+
+def _served(plan: LaunchPlan) -> dict[str, bool]:
+    """Directories that have a file server: tag, and whether the guest may write."""
+    return dict(shares(plan)) if plan.job.share == fileserver.KIND else {}
+
+
+def _shown_itself(plan: LaunchPlan) -> list[Shown]:
+    """What the machine's own process sees: nothing of what others serve."""
+    served = _served(plan)
+    return [item for item in plan.shown if item.name.partition("/")[0] not in served]
+
+
+def _file_servers(
+    plan: LaunchPlan,
+    capabilities: Capabilities,
+    rundir: RunDir,
+    output: int,
+    stack: contextlib.ExitStack,
+) -> tuple[tuple[str, int], ...]:
+    """Start a server for each directory that has one; tags, and descriptors connected to them."""
+    served, program = _served(plan), capabilities.virtiofsd
+    if not served or program is None:
+        return ()
+    # Their sockets have names for as long as it takes to connect.
+    place, wires = rundir.directory("files"), []
+    for item in plan.shown:
+        tag = item.name.partition("/")[0]
+        if tag in served:
+            sandbox = _helper_sandbox(plan, capabilities, item, place, place, host_network=False)
+            child, wire = fileserver.start(
+                program, sandbox, item, place, output, rundir.ends_with_us
+            )
+            stack.callback(child.kill)
+            stack.callback(wire.close)
+            wires.append((tag, wire.fileno()))
+    return tuple(wires)
 
 
 def any_stopped(pid: int) -> bool:
