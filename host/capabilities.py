@@ -36,6 +36,7 @@ class Capabilities:
     qemu_version: tuple[int, ...] = ()
     qemu_machines: frozenset[str] = frozenset()  # of QEMU_MACHINES
     qemu_devices: frozenset[str] = frozenset()  # of QEMU_DEVICES
+    qemu_user_network: bool = False
     virtiofsd: str | None = None  # one that serves who asks
     tsc_khz: int | None = None  # rate of the processor's time stamp counter; None: unknown
 
@@ -65,6 +66,7 @@ def probe(env: Mapping[str, str] = os.environ, *, fresh: bool = False) -> Capabi
             qemu_version=_qemu_version(qemu),
             qemu_machines=_qemu_machines(qemu),
             qemu_devices=_qemu_devices(qemu),
+            qemu_user_network=_has_user_network(qemu),
             virtiofsd=virtiofsd if _serves_us(virtiofsd) else None,
             tsc_khz=None if qemu is None else tsc.khz(),
         )
@@ -161,6 +163,11 @@ def _qemu_machines(program: str | None) -> frozenset[str]:
 def _qemu_devices(program: str | None) -> frozenset[str]:
     text = _said(program, "-device", "help")
     return frozenset(name for name in QEMU_DEVICES if f'name "{name}"' in text)
+
+
+def _has_user_network(program: str | None) -> bool:
+    """Whether `apppot.host.usernet` can be had of it: Red Hat's is without."""
+    return {"user", "hubport", "dgram"} <= set(_said(program, "-netdev", "help").split())
 
 
 # Where distributions put it; one of the same name that needs root may lie on the PATH.

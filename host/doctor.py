@@ -288,6 +288,8 @@ def check_network(facts: Facts) -> Check:
     """The network helper."""
     if facts.capabilities.slirp is None:
         reason = "slirp4netns is not installed: guests have no network"
+        if facts.capabilities.qemu_user_network:
+            reason = "slirp4netns is not installed: only guests of QEMU and KVM have a network"
         return Check("network", Mark.WARN, reason, "apt-get install slirp4netns")
     return Check("network", Mark.OK, f"outbound through {facts.capabilities.slirp}")
 

@@ -135,11 +135,7 @@ def _start(
     _write_drive(plan, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
-    helper = _network(plan, capabilities, rundir, stack)
-    wire = None
-    if helper is not None and hypervisor.network_by_descriptor:
-        wire = network.connect(helper, net)
-        stack.callback(wire.close)
+    helper, wire = _network(record, capabilities, rundir, stack)
     ours, theirs = socket.socketpair()
     stack.callback(ours.close)
     orders, monitor = _monitor(hypervisor, stack)
@@ -178,7 +174,9 @@ def _start(
         monitor.close()
         record.monitor = _connected(orders, stack) if warmth is None else warmth.attach(orders)
     relay = _relay(
-        *(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin, book, listener),
+        *(record, ours.fileno(), vm, exchange, tty, helper, read_stdin, book, listener),
+        # QEMU's user network has opened the ports as it started.
+        bool if capabilities.slirp is None else partial(_forward, plan, net),
         None if warmth is None else warmth.hello,
     )
     if warmth is not None:
@@ -226,12 +224,12 @@ def _relay(
     channel: int,
     vm: Child,
     exchange: str | None,
-    net: str,
     tty: terminal.Terminal | None,
     helper: int | None,
     read_stdin: bool,
     book: Book | None,
     listener: socket.socket | None,
+    on_network_up: Callable[[], object],
     on_hello: Callable[[], None] | None,
 ) -> Relay:
     assert record.console is not None
@@ -250,7 +248,7 @@ def _relay(
         helper_ready=helper is None or record.hypervisor.network_by_descriptor,
         vm_is_stopped=lambda: any_stopped(vm.pid),
         machine_says=lambda: "" if record.monitor is None else record.monitor.account(),
-        on_network_up=lambda: _forward(plan, net),
+        on_network_up=on_network_up,
         on_started=bool if book is None else book.started,
         on_hello=on_hello,
         listener=listener,
@@ -293,7 +291,7 @@ def _joined(record: Run, exchange: str | None, relay: Relay) -> Joined:
 
 
 def _forward(plan: LaunchPlan, net: str) -> None:
-    """Open the plan's ports: the helper takes orders only once the guest is connected."""
+    """Open the plan's ports: slirp4netns takes orders only once the guest is connected."""
     for host_port, guest_port in plan.forwards:
         network.forward(net, host_port, guest_port)
 
@@ -470,20 +468,36 @@ def _write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
 
 
 def _network(
-    plan: LaunchPlan,
-    capabilities: Capabilities,
-    rundir: RunDir,
-    stack: contextlib.ExitStack,
-) -> int | None:
-    """Start the network helper; the descriptor with its output, which says when it is ready."""
-    if not plan.network or capabilities.slirp is None:
-        return None
+    record: Run, capabilities: Capabilities, rundir: RunDir, stack: contextlib.ExitStack
+) -> tuple[int | None, socket.socket | None]:
+    """Start the network helper.
+
+    Returns the descriptor with its output, and its end for a hypervisor that takes one; of one
+    that does not, the output says when the helper is ready.
+    """
+    plan = record.plan
+    if not plan.network:
+        return None, None
     place = os.path.join(rundir.path, "net")
     shown = Shown("net", place, writable=True)
     sandbox = _helper_sandbox(plan, capabilities, shown, rundir.path, place, host_network=True)
-    child, ready = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
-    stack.callback(child.kill)
-    return ready
+    wire = None
+    if capabilities.slirp is None:
+        from apppot.host import usernet
+
+        assert capabilities.qemu is not None
+        child, output, wire = usernet.start(
+            capabilities.qemu, sandbox, plan.forwards, rundir.ends_with_us
+        )
+        stack.callback(child.kill)
+    else:
+        child, output = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
+        stack.callback(child.kill)
+        if record.hypervisor.network_by_descriptor:
+            wire = network.connect(output, place)
+    if wire is not None:
+        stack.callback(wire.close)
+    return output, wire
 
 
 def _helper_sandbox(

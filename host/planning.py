@@ -103,6 +103,7 @@ class Ground:
     job_directory: str | None  # absolute, None: no job directory
     confine: str  # the wish, see `confinement_wish`
     room: Memory  # of the host
+    user_network: bool  # QEMU's, for hypervisors that take a descriptor
     mapped: bool  # in a user namespace, where other users' and groups' ids do not show
     hello_seconds: float = 60.0  # how long to wait for a sign of life
 
@@ -230,7 +231,9 @@ def _network(
         raise Unsuited(
             f"{ground.hypervisor.name} has no network here", "use another hypervisor, or none"
         )
-    if ground.slirp is not None:
+    if ground.slirp is not None or (
+        ground.user_network and ground.hypervisor.network_by_descriptor
+    ):
         return Network(device=device, confirm=bool(request.forwards)), []
     if setting.origin == "default":
         return None, [f"no network: slirp4netns is not installed ({_MEANT})"]

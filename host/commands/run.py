@@ -590,6 +590,7 @@ def _ground(prepared: Prepared) -> Ground:
         modules=modules,
         runtime=layout.find_runtime(),
         slirp=prepared.capabilities.slirp,
+        user_network=prepared.capabilities.qemu_user_network,
         rows=rows,
         columns=columns,
         job_directory=job_directory(settings["job_dir"]),

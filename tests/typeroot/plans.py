@@ -50,6 +50,7 @@ GROUND = planning.Ground(
     modules=None,
     runtime="/pot/runtime.ext4",
     slirp="/usr/bin/slirp4netns",
+    user_network=False,
     rows=24,
     columns=80,
     job_directory="/work/a job",

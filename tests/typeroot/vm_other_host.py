@@ -37,8 +37,11 @@ def root() -> Path:
     return folder
 
 
-def command(place: Path) -> tuple[str, ...]:
-    """The words in front of a launcher's own; it and the test share /tmp and /dev/shm."""
+def command(place: Path, missing: tuple[str, ...]) -> tuple[str, ...]:
+    """The words in front of a launcher's own; it and the test share /tmp and /dev/shm.
+
+    `missing` are programs that the host does not have.
+    """
     words = ["bwrap", "--die-with-parent"]
     words += ["--ro-bind", str(place), "/", "--dev-bind", "/dev", "/dev"]
     for path in ("/proc", "/sys", "/tmp"):
@@ -48,6 +51,8 @@ def command(place: Path) -> tuple[str, ...]:
     shown |= {"pot": Path(paths.pot_home()), "store": Path(paths.data_home())}
     for name, source in shown.items():
         words += ["--ro-bind", str(source), f"/srv/{name}"]
+    for path in missing:
+        words += ["--ro-bind", "/dev/null", path]
     if os.getuid() == 0:
         words += ["--cap-add", "ALL", "setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}"]
         words += ["--clear-groups", "--pdeathsig=KILL"]
@@ -70,11 +75,12 @@ def environment(home: Path) -> Mapping[str, str]:
     }
 
 
-def launcher(directory: Path, place: Path) -> Launcher:
+def launcher(directory: Path, place: Path, *missing: str) -> Launcher:
     """A launcher on that host, of an ordinary user where the tests are root's."""
     home = directory / "home"
     home.mkdir()
-    made = Launcher(directory, Who(os.getuid(), os.getgid(), command(place), environment(home)))
+    who = Who(os.getuid(), os.getgid(), command(place, missing), environment(home))
+    made = Launcher(directory, who)
     if os.getuid() == 0:
         for path in (home, made.work, made.state, made.run_home):
             os.chown(path, ORDINARY, ORDINARY)

@@ -105,6 +105,12 @@ CASES: list[tuple[str, dict[str, Any], Mark, str]] = [
     ("/dev/shm", {"shm": None}, Mark.WARN, "none"),
     ("cpus", {"free_cpus": ()}, Mark.WARN, "not pinned"),
     ("network", {"capabilities": dataclasses.replace(ABLE, slirp=None)}, Mark.WARN, "slirp4netns"),
+    (
+        "network",
+        {"capabilities": dataclasses.replace(ABLE, slirp=None, qemu_user_network=True)},
+        Mark.WARN,
+        "only guests of QEMU and KVM",
+    ),
     ("run directory", {"run_place": None}, Mark.FAIL, "no place"),
     ("store", {"store": Place("/home", "ext4", 1 << 20, True)}, Mark.WARN, "1.0 MB"),
     ("images", {"images": ()}, Mark.WARN, "none yet"),

@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,37 @@ def test_a_machine_is_kept_and_resumes_on_qemu_10(there: Launcher) -> None:
     assert lines[1:] == ["job /home/user/job 9p"]
     assert (there.work / "out").read_bytes() == data
     there.await_nothing_left()
+
+
+SERVER = """
+use IO::Socket::INET; $| = 1;
+my $out = IO::Socket::INET->new(PeerAddr => "10.0.2.2", PeerPort => $ARGV[0], Timeout => 2);
+print $out ? "open " : "closed ";
+my $in = IO::Socket::INET->new(Listen => 1, LocalPort => 8080) or die $!;
+print "listening\n";
+my $c = $in->accept; print $c `uname -r`; print scalar <$c>;
+"""
+
+
+def test_qemus_own_user_network_where_slirp4netns_is_missing(debian_13: Path, place: Path) -> None:
+    """A forwarded port, both ways, under the same address; the host's loopback stays closed."""
+    there = vm_other_host.launcher(place, debian_13, "/usr/bin/slirp4netns")
+    with socket.create_server(("127.0.0.1", 0)) as loopback, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port, closed = free.getsockname()[1], loopback.getsockname()[1]
+        free.close()
+        words = ("-p", f"{port}:8080", IMAGE, "perl", "-e", SERVER, str(closed))
+        running = there.start(*words)
+        assert running.line() == b"closed listening\n"
+        with socket.create_connection(("127.0.0.1", port), 10) as client:
+            assert client.makefile().readline().startswith(RELEASE)
+            client.sendall(b"from the host\n")
+            assert running.finish().ok() == b"from the host\n"
+        loopback.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            loopback.accept()
+    there.await_nothing_left()
+    there.close()
 
 
 def test_a_job_on_q35(apppot: Launcher) -> None:
