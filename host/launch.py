@@ -135,7 +135,7 @@ def _start(
     _write_drive(plan, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
-    helper, wire = _network(record, capabilities, rundir, stack)
+    helper, wire, on_network_up = _network(record, capabilities, rundir, stack)
     ours, theirs = socket.socketpair()
     stack.callback(ours.close)
     orders, monitor = _monitor(hypervisor, stack)
@@ -175,8 +175,7 @@ def _start(
         record.monitor = _connected(orders, stack) if warmth is None else warmth.attach(orders)
     relay = _relay(
         *(record, ours.fileno(), vm, exchange, tty, helper, read_stdin, book, listener),
-        # QEMU's user network has opened the ports as it started.
-        bool if capabilities.slirp is None else partial(_forward, plan, net),
+        on_network_up,
         None if warmth is None else warmth.hello,
     )
     if warmth is not None:
@@ -290,8 +289,15 @@ def _joined(record: Run, exchange: str | None, relay: Relay) -> Joined:
     return Joined(record.plan.job, exchange, record.hypervisor.window, relay.send, relay.stop)
 
 
-def _forward(plan: LaunchPlan, net: str) -> None:
-    """Open the plan's ports: slirp4netns takes orders only once the guest is connected."""
+def _connected_to_slirp(plan: LaunchPlan, helper: Child, net: str) -> None:
+    """Guard the helper, and open the plan's ports: it takes orders only from now on."""
+    try:
+        network.guard(helper.pid)
+    except OSError as error:
+        sys.stderr.write(
+            "apppot: warning: root in the guest can reach this host's loopback: the network helper "
+            f"cannot be guarded here ({error.strerror})\n"
+        )
     for host_port, guest_port in plan.forwards:
         network.forward(net, host_port, guest_port)
 
@@ -469,19 +475,21 @@ def _write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
 
 def _network(
     record: Run, capabilities: Capabilities, rundir: RunDir, stack: contextlib.ExitStack
-) -> tuple[int | None, socket.socket | None]:
+) -> tuple[int | None, socket.socket | None, Callable[[], object]]:
     """Start the network helper.
 
     Returns the descriptor with its output, and its end for a hypervisor that takes one; of one
-    that does not, the output says when the helper is ready.
+    that does not, the output says when the helper is ready.  Also what is to be done once the
+    guest's interface is up, before its payload starts.
     """
     plan = record.plan
     if not plan.network:
-        return None, None
+        return None, None, bool
     place = os.path.join(rundir.path, "net")
     shown = Shown("net", place, writable=True)
     sandbox = _helper_sandbox(plan, capabilities, shown, rundir.path, place, host_network=True)
-    wire = None
+    wire: socket.socket | None = None
+    on_network_up: Callable[[], object] = bool
     if capabilities.slirp is None:
         from apppot.host import usernet
 
@@ -493,11 +501,12 @@ def _network(
     else:
         child, output = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
         stack.callback(child.kill)
+        on_network_up = partial(_connected_to_slirp, plan, child, place)
         if record.hypervisor.network_by_descriptor:
             wire = network.connect(output, place)
     if wire is not None:
         stack.callback(wire.close)
-    return output, wire
+    return output, wire, on_network_up
 
 
 def _helper_sandbox(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from apppot.host.confine import Sandbox
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 READY = b"Waiting for connection"
 _SOCKET, _API = "bess.sock", "api.sock"
 _API_SECONDS = 5.0
+_PIDFD_GETFD = 438
 
 
 def start(
@@ -55,6 +57,48 @@ def connect(output: int, directory: str) -> socket.socket:
     wire = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     wire.connect(os.path.join(directory, _SOCKET))
     return wire
+
+
+def guard(helper: int) -> None:
+    """Keep what the guest's root makes up for the host's loopback from the helper.
+
+    `helper` is the process that was started, with a guest connected.  Raises OSError where the
+    host's kernel lets nobody at another process's socket.
+    """
+    import socket
+
+    from apppot.host import netfilter
+
+    for held in _sockets(helper):
+        with held:
+            kind = held.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+            listens = held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if kind == socket.SOCK_SEQPACKET and not listens:
+                netfilter.attach(held, netfilter.SLIRP)
+                return
+    raise OSError(errno.ENOTCONN, "no guest is connected to it")
+
+
+def _sockets(pid: int) -> Iterator[socket.socket]:
+    """The sockets of a process and its descendants, as descriptors of ours."""
+    import ctypes
+    import socket
+
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    pids = [pid]
+    for pid in pids:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as text:
+            pids += [int(word) for word in text.read().split()]
+        watch = os.pidfd_open(pid)
+        try:
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                    fd = call(_PIDFD_GETFD, watch, int(name), 0)
+                    if fd < 0:
+                        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+                    yield socket.socket(fileno=fd)
+        finally:
+            os.close(watch)
 
 
 def forward(directory: str, host_port: int, guest_port: int) -> None:

@@ -231,10 +231,11 @@ def _network(
         raise Unsuited(
             f"{ground.hypervisor.name} has no network here", "use another hypervisor, or none"
         )
-    if ground.slirp is not None or (
-        ground.user_network and ground.hypervisor.network_by_descriptor
-    ):
-        return Network(device=device, confirm=bool(request.forwards)), []
+    if ground.slirp is not None:
+        # Once the guest is connected, the helper is guarded, and takes orders.
+        return Network(device=device, confirm=True), []
+    if ground.user_network and ground.hypervisor.network_by_descriptor:
+        return Network(device=device), []
     if setting.origin == "default":
         return None, [f"no network: slirp4netns is not installed ({_MEANT})"]
     raise UsageError(
