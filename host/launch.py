@@ -289,10 +289,10 @@ def _joined(record: Run, exchange: str | None, relay: Relay) -> Joined:
     return Joined(record.plan.job, exchange, record.hypervisor.window, relay.send, relay.stop)
 
 
-def _connected_to_slirp(plan: LaunchPlan, helper: Child, net: str) -> None:
+def _connected_to_slirp(plan: LaunchPlan, helper: Child, connected: int, net: str) -> None:
     """Guard the helper, and open the plan's ports: it takes orders only from now on."""
     try:
-        network.guard(helper.pid)
+        network.guard(helper.pid, connected)
     except OSError as error:
         sys.stderr.write(
             "apppot: warning: root in the guest can reach this host's loopback: the network helper "
@@ -499,9 +499,12 @@ def _network(
         )
         stack.callback(child.kill)
     else:
-        child, output = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
+        child, output, connected = network.start(
+            capabilities.slirp, sandbox, "net", rundir.ends_with_us
+        )
         stack.callback(child.kill)
-        on_network_up = partial(_connected_to_slirp, plan, child, place)
+        stack.callback(os.close, connected)
+        on_network_up = partial(_connected_to_slirp, plan, child, connected, place)
         if record.hypervisor.network_by_descriptor:
             wire = network.connect(output, place)
     if wire is not None:

@@ -24,20 +24,34 @@ _PIDFD_GETFD = 438
 
 def start(
     program: str, sandbox: Sandbox, net_name: str, announce: Callable[[int], object]
-) -> tuple[Child, int]:
-    """Start the helper; returns it and a descriptor with what it prints.
+) -> tuple[Child, int, int]:
+    """Start the helper; returns it, a descriptor with what it prints, and one for `guard`.
 
-    It is ready once READY stands there (its own --ready-fd speaks only after the guest has
-    connected).  Outbound only, the host's loopback closed.  The view's directory `net_name` gets
-    its sockets.  `announce` gets its pid before it runs.
+    It is ready once READY stands there; the other speaks when the guest has connected.  Outbound
+    only, the host's loopback closed.  The view's directory `net_name` gets its sockets.  `announce`
+    gets its pid before it runs.
     """
     output_read, output_write = os.pipe()
+    connected_read, connected_write = os.pipe()
     place = f"{sandbox.view}/{net_name}"
     argv = [*sandbox.prefix, program, "--target-type=bess", "--mtu=1500"]
-    argv += ["--disable-host-loopback", "-a", f"{place}/{_API}", f"{place}/{_SOCKET}"]
-    child = spawn(argv, output=output_write, before_exec=sandbox.before_exec, announce=announce)
+    argv += [
+        "--disable-host-loopback",
+        f"--ready-fd={connected_write}",
+        "-a",
+        f"{place}/{_API}",
+        f"{place}/{_SOCKET}",
+    ]
+    child = spawn(
+        argv,
+        output=output_write,
+        keep=(connected_write,),
+        before_exec=sandbox.before_exec,
+        announce=announce,
+    )
     os.close(output_write)
-    return child, output_read
+    os.close(connected_write)
+    return child, output_read, connected_read
 
 
 def connect(output: int, directory: str) -> socket.socket:
@@ -59,16 +73,19 @@ def connect(output: int, directory: str) -> socket.socket:
     return wire
 
 
-def guard(helper: int) -> None:
+def guard(helper: int, connected: int) -> None:
     """Keep what the guest's root makes up for the host's loopback from the helper.
 
-    `helper` is the process that was started, with a guest connected.  Raises OSError where the
-    host's kernel lets nobody at another process's socket.
+    `helper` is the process that was started, and `connected` says when it has taken the guest's
+    connection, of which it is soon.  Raises OSError where the host's kernel lets nobody at
+    another process's socket.
     """
+    import select
     import socket
 
     from apppot.host import netfilter
 
+    select.select([connected], [], [], _API_SECONDS)
     for held in _sockets(helper):
         with held:
             kind = held.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)

@@ -48,17 +48,18 @@ def qemu() -> Iterator[Helper]:
 
 
 @pytest.fixture
-def slirp(tmp_path: Path) -> Iterator[tuple[int, socket.socket]]:
-    """The pid of a slirp4netns, and a machine's end of it."""
+def slirp(tmp_path: Path) -> Iterator[tuple[int, int, socket.socket]]:
+    """The pid of a slirp4netns, what says that it is connected, and a machine's end of it."""
     assert SLIRP is not None
     (tmp_path / "net").mkdir()
     held = confine.unconfined(str(tmp_path), str(tmp_path))
-    child, output = network.start(SLIRP, held, "net", bool)
+    child, output, connected = network.start(SLIRP, held, "net", bool)
     with network.connect(output, str(tmp_path / "net")) as wire:
         ask(wire)
-        yield child.pid, wire
+        yield child.pid, connected, wire
     child.kill()
     os.close(output)
+    os.close(connected)
 
 
 def reaches(listener: socket.socket, wire: socket.socket, address: str) -> bool:
@@ -93,25 +94,26 @@ def test_without_the_filter_it_does(
 
 @needs_slirp
 def test_slirp4netns_is_guarded_from_outside(
-    listener: socket.socket, slirp: tuple[int, socket.socket]
+    listener: socket.socket, slirp: tuple[int, int, socket.socket]
 ) -> None:
     """It takes a frame to 127.0.0.1 there, until it is; once is for good."""
-    pid, wire = slirp
+    pid, connected, wire = slirp
     assert reaches(listener, wire, "127.0.0.1"), "the attack itself does not work"
-    network.guard(pid)
+    network.guard(pid, connected)
     for address in ("10.0.2.2", "127.0.0.1", "127.0.0.53", "0.0.0.0"):
         assert not reaches(listener, wire, address), address
     with pytest.raises(PermissionError):
-        network.guard(pid)
+        network.guard(pid, connected)
 
 
 @needs_slirp
 def test_a_helper_that_nobody_is_connected_to_cannot_be_guarded() -> None:
-    sleeper = subprocess.Popen(["sleep", "60"])
+    sleeper = subprocess.Popen(["sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE)
+    assert sleeper.stdout is not None
     with pytest.raises(OSError, match="no guest"):
-        network.guard(sleeper.pid)
+        network.guard(sleeper.pid, sleeper.stdout.fileno())
     sleeper.kill()
-    sleeper.wait()
+    sleeper.communicate()
 
 
 @needs_qemu
