@@ -35,13 +35,8 @@ def start(
     connected_read, connected_write = os.pipe()
     place = f"{sandbox.view}/{net_name}"
     argv = [*sandbox.prefix, program, "--target-type=bess", "--mtu=1500"]
-    argv += [
-        "--disable-host-loopback",
-        f"--ready-fd={connected_write}",
-        "-a",
-        f"{place}/{_API}",
-        f"{place}/{_SOCKET}",
-    ]
+    argv += ["--disable-host-loopback", f"--ready-fd={connected_write}"]
+    argv += ["-a", f"{place}/{_API}", f"{place}/{_SOCKET}"]
     child = spawn(
         argv,
         output=output_write,
