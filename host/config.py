@@ -61,6 +61,8 @@ RULES: dict[str, Rule] = {
     "cpus": Rule("APPPOT_CPUS", 1, _count),
     "kernel": Rule("APPPOT_KERNEL", None, str),
     "hypervisor": Rule("APPPOT_HYPERVISOR", "auto", _choice("auto", "uml", "kvm", "xen", "qemu")),
+    "qemu_machine": Rule("APPPOT_QEMU_MACHINE", "auto", _choice("auto", "microvm", "q35")),
+    "qemu_share": Rule("APPPOT_QEMU_SHARE", "auto", _choice("auto", "virtiofs", "9p", "none")),
     "xen_type": Rule("APPPOT_XEN_TYPE", "pv", _choice("pv", "pvh")),
     "network": Rule("APPPOT_NETWORK", "user", str),
     "confine": Rule("APPPOT_CONFINE", "auto", _choice(*WISHES)),

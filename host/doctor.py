@@ -140,6 +140,24 @@ def check_x86_kernel(facts: Facts) -> Check:
     return Check(name, Mark.OK, f"{facts.x86_kernel}, the pot's own")
 
 
+def check_qemu(facts: Facts) -> Check | None:
+    """What this host's QEMU gives to guests of QEMU and KVM, and what they go without."""
+    from apppot.host.hypervisor.qemu import INSTALL_HINT, Qemu
+
+    verdict, qemu = dict(facts.verdicts).get("qemu"), Qemu(facts.capabilities)
+    if verdict is None:
+        return None
+    if not verdict.usable:
+        return Check("QEMU", Mark.WARN, f"{verdict.reason}: no KVM either", verdict.remedy)
+    text = f"{'.'.join(map(str, facts.capabilities.qemu_version))}, {qemu.machine.name}"
+    if qemu.share is None:
+        reason = f"{text}, neither virtiofs nor 9p: the job directory is copied, binds are refused"
+        return Check("QEMU", Mark.WARN, reason, f"{INSTALL_HINT} virtiofsd")
+    if qemu.network_device is None:
+        return Check("QEMU", Mark.WARN, f"{text}, without network devices", INSTALL_HINT)
+    return Check("QEMU", Mark.OK, f"{text}, directories by {qemu.share}")
+
+
 def check_calibration(facts: Facts) -> Check | None:
     """Whether the kernel's delay loop is measured on this machine (lpj)."""
     if facts.kernel is None:
@@ -288,6 +306,8 @@ def check_network(facts: Facts) -> Check:
     """The network helper."""
     if facts.capabilities.slirp is None:
         reason = "slirp4netns is not installed: guests have no network"
+        if facts.capabilities.qemu_user_network:
+            reason = "slirp4netns is not installed: only guests of QEMU and KVM have a network"
         return Check("network", Mark.WARN, reason, "apt-get install slirp4netns")
     return Check("network", Mark.OK, f"outbound through {facts.capabilities.slirp}")
 
@@ -342,6 +362,7 @@ CHECKS: tuple[Callable[[Facts], Check | None], ...] = (
     check_hypervisor,
     check_kernel,
     check_x86_kernel,
+    check_qemu,
     check_calibration,
     check_runtime,
     check_confinement,
@@ -384,7 +405,11 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
     from apppot.host.hypervisor import verdicts
     from apppot.host.pot.layout import lpj_for
 
-    able = capabilities.probe(env, fresh=True)
+    able = capabilities.limited(
+        capabilities.probe(env, fresh=True),
+        settings["qemu_machine"].value,
+        settings["qemu_share"].value,
+    )
     kernel, kernel_problem = _kernel(settings["kernel"].value)
     runtime, runtime_problem = _runtime(settings["kernel"].value, kernel)
     x86_kernel, x86_problem = _x86_kernel()

@@ -30,6 +30,10 @@ class UsageError(ApppotError):
     """The command line or a configuration file is wrong."""
 
 
+class Unsuited(UsageError):
+    """The hypervisor that is planned for cannot do what is asked; another may."""
+
+
 class ImageError(ApppotError):
     """An image is missing, damaged or of a kind that AppPot does not know."""
 

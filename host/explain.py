@@ -7,8 +7,8 @@ import os
 import shlex
 from typing import IO, TYPE_CHECKING
 
-from apppot.host import confine
-from apppot.host.hypervisor.base import Wires
+from apppot.host import confine, fileserver
+from apppot.host.hypervisor.base import Wires, shares
 from apppot.host.plan import Shown
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def command_line(prepared: Prepared) -> list[str]:
 
 def _wires(prepared: Prepared) -> Wires:
     by_descriptor = prepared.plan.network and prepared.hypervisor.network_by_descriptor
-    return Wires(_CHANNEL, _NETWORK if by_descriptor else None)
+    tags = [tag for tag, _ in shares(prepared.plan)]
+    served = tags if prepared.plan.job.share == fileserver.KIND else []
+    files = tuple((tag, _NETWORK + number) for number, tag in enumerate(served, 1))
+    return Wires(_CHANNEL, _NETWORK if by_descriptor else None, files=files)
 
 
 def explain(prepared: Prepared, out: IO[str], *, as_json: bool) -> None:

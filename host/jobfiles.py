@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from apppot.guest.protocol.job import JOB_DIR
-from apppot.host.errors import UsageError
+from apppot.host.errors import Unsuited, UsageError
 
 if TYPE_CHECKING:
     from apppot.host.config import Setting
@@ -34,7 +34,10 @@ class JobFiles:
 
 
 def plan_files(request: Request, setting: Setting, ground: Ground) -> JobFiles:
-    """What `request` asks for.  Raises UsageError for what cannot be had together."""
+    """What `request` asks for.  Raises UsageError for what cannot be had together.
+
+    Unsuited where it is the hypervisor that cannot.
+    """
     copy = setting.value == "copy" or (setting.value == "auto" and not ground.hypervisor.share)
     asked = {"--input": request.inputs, "--output": request.outputs, "--follow": request.follow}
     if ground.job_directory is None:
@@ -42,8 +45,9 @@ def plan_files(request: Request, setting: Setting, ground: Ground) -> JobFiles:
             raise UsageError(f"{option}: there is no job directory", "leave out --job-dir none")
         return JobFiles(copy=False)
     if setting.value == "share" and not ground.hypervisor.share:
-        raise UsageError(
-            f"{setting.origin}: this hypervisor cannot share directories", "--job-files copy"
+        raise Unsuited(
+            f"{setting.origin}: {ground.hypervisor.name} cannot share directories here",
+            "--job-files copy",
         )
     if request.inputs and not copy:
         raise UsageError(

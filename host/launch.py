@@ -1,7 +1,7 @@
 """Acting on a launch plan: the one place where the launcher starts and ends processes.
 
 Everything that is started or made hangs on one ExitStack, in this order: run directory (and its
-keeper), CPU, network helper, virtual machine.
+keeper), CPU, network helper, file servers, virtual machine.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from apppot.guest.protocol import drive
-from apppot.host import confine, cpus, network, terminal
+from apppot.host import confine, cpus, fileserver, network, terminal
 from apppot.host.capabilities import Capabilities, memory_place
 from apppot.host.confine import Confinement
 from apppot.host.diagnosis import diagnose, last_lines
@@ -30,7 +30,7 @@ from apppot.host.errors import (
     EXIT_TIME_LIMIT,
     HypervisorError,
 )
-from apppot.host.hypervisor.base import Hypervisor, Surroundings, Wires
+from apppot.host.hypervisor.base import Hypervisor, Surroundings, Wires, shares
 from apppot.host.images.store import hold
 from apppot.host.paths import state_home
 from apppot.host.plan import LaunchPlan, Shown
@@ -135,11 +135,7 @@ def _start(
     _write_drive(plan, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
-    helper = _network(plan, capabilities, rundir, stack)
-    wire = None
-    if helper is not None and hypervisor.network_by_descriptor:
-        wire = network.connect(helper, net)
-        stack.callback(wire.close)
+    helper, wire, on_network_up = _network(record, capabilities, rundir, stack)
     ours, theirs = socket.socketpair()
     stack.callback(ours.close)
     orders, monitor = _monitor(hypervisor, stack)
@@ -149,6 +145,7 @@ def _start(
         None if monitor is None else monitor.fileno(),
         None if warmth is None else warmth.memory,
         None if warmth is None else warmth.devices,
+        _file_servers(plan, capabilities, rundir, console_write, stack),
     )
     record.argv = (
         *sandbox.prefix,
@@ -157,7 +154,7 @@ def _start(
     vm = spawn(
         record.argv,
         output=console_write,
-        keep=[fd for fd in (*astuple(wires), *disks) if fd is not None],
+        keep=[*wires.descriptors(), *disks],
         cpus=() if held is None else (held.cpu,),
         env=_environment(sandbox),
         before_exec=sandbox.before_exec,
@@ -177,7 +174,8 @@ def _start(
         monitor.close()
         record.monitor = _connected(orders, stack) if warmth is None else warmth.attach(orders)
     relay = _relay(
-        *(record, ours.fileno(), vm, exchange, net, tty, helper, read_stdin, book, listener),
+        *(record, ours.fileno(), vm, exchange, tty, helper, read_stdin, book, listener),
+        on_network_up,
         None if warmth is None else warmth.hello,
     )
     if warmth is not None:
@@ -225,12 +223,12 @@ def _relay(
     channel: int,
     vm: Child,
     exchange: str | None,
-    net: str,
     tty: terminal.Terminal | None,
     helper: int | None,
     read_stdin: bool,
     book: Book | None,
     listener: socket.socket | None,
+    on_network_up: Callable[[], object],
     on_hello: Callable[[], None] | None,
 ) -> Relay:
     assert record.console is not None
@@ -249,7 +247,7 @@ def _relay(
         helper_ready=helper is None or record.hypervisor.network_by_descriptor,
         vm_is_stopped=lambda: any_stopped(vm.pid),
         machine_says=lambda: "" if record.monitor is None else record.monitor.account(),
-        on_network_up=lambda: _forward(plan, net),
+        on_network_up=on_network_up,
         on_started=bool if book is None else book.started,
         on_hello=on_hello,
         listener=listener,
@@ -291,8 +289,15 @@ def _joined(record: Run, exchange: str | None, relay: Relay) -> Joined:
     return Joined(record.plan.job, exchange, record.hypervisor.window, relay.send, relay.stop)
 
 
-def _forward(plan: LaunchPlan, net: str) -> None:
-    """Open the plan's ports: the helper takes orders only once the guest is connected."""
+def _connected_to_slirp(plan: LaunchPlan, helper: Child, connected: int, net: str) -> None:
+    """Guard the helper, and open the plan's ports: it takes orders only from now on."""
+    try:
+        network.guard(helper.pid, connected)
+    except OSError as error:
+        sys.stderr.write(
+            "apppot: warning: root in the guest can reach this host's loopback: the network helper "
+            f"cannot be guarded here ({error.strerror})\n"
+        )
     for host_port, guest_port in plan.forwards:
         network.forward(net, host_port, guest_port)
 
@@ -336,7 +341,7 @@ def _sandbox(
     files: Sequence[int],
 ) -> confine.Sandbox:
     plan = record.plan
-    shown = (*plan.shown, *private)
+    shown = (*_shown_itself(plan), *private)
     record.confinement = confine.choose(plan.confine, capabilities)
     if record.confinement is Confinement.BUBBLEWRAP:
         assert capabilities.bwrap is not None
@@ -469,35 +474,112 @@ def _write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
 
 
 def _network(
+    record: Run, capabilities: Capabilities, rundir: RunDir, stack: contextlib.ExitStack
+) -> tuple[int | None, socket.socket | None, Callable[[], object]]:
+    """Start the network helper.
+
+    Returns the descriptor with its output, and its end for a hypervisor that takes one; of one
+    that does not, the output says when the helper is ready.  Also what is to be done once the
+    guest's interface is up, before its payload starts.
+    """
+    plan = record.plan
+    if not plan.network:
+        return None, None, bool
+    place = os.path.join(rundir.path, "net")
+    shown = Shown("net", place, writable=True)
+    sandbox = _helper_sandbox(plan, capabilities, shown, rundir.path, place, host_network=True)
+    wire: socket.socket | None = None
+    on_network_up: Callable[[], object] = bool
+    if capabilities.slirp is None:
+        from apppot.host import usernet
+
+        assert capabilities.qemu is not None
+        child, output, wire = usernet.start(
+            capabilities.qemu, sandbox, plan.forwards, rundir.ends_with_us
+        )
+        stack.callback(child.kill)
+    else:
+        child, output, connected = network.start(
+            capabilities.slirp, sandbox, "net", rundir.ends_with_us
+        )
+        stack.callback(child.kill)
+        stack.callback(os.close, connected)
+        on_network_up = partial(_connected_to_slirp, plan, child, connected, place)
+        if record.hypervisor.network_by_descriptor:
+            wire = network.connect(output, place)
+    if wire is not None:
+        stack.callback(wire.close)
+    return output, wire, on_network_up
+
+
+def _helper_sandbox(
     plan: LaunchPlan,
     capabilities: Capabilities,
-    rundir: RunDir,
-    stack: contextlib.ExitStack,
-) -> int | None:
-    """Start the network helper; the descriptor with its output, which says when it is ready."""
-    if not plan.network or capabilities.slirp is None:
-        return None
-    place = Shown("net", os.path.join(rundir.path, "net"), writable=True)
+    shown: Shown,
+    view: str,
+    temporary: str,
+    *,
+    host_network: bool,
+) -> confine.Sandbox:
+    """How a helper is held that uses one place of the host, as strictly as the plan's machine.
+
+    Where it has no view of its own, `view` is for it to read and `temporary` to write.
+    """
     match confine.choose(plan.confine, capabilities):
         case Confinement.BUBBLEWRAP:
             assert capabilities.bwrap is not None
-            sandbox = confine.bubblewrap(
+            return confine.bubblewrap(
                 capabilities.bwrap,
-                (place,),
+                (shown,),
                 memory=1 << 20,
                 as_root=os.getuid() == 0,
-                host_network=True,
+                host_network=host_network,
                 system=True,
             )
         case Confinement.LANDLOCK:
-            sandbox = confine.landlocked(
-                (place,), rundir.path, place.source, system=True, network=True
+            read = Shown("", "/proc/sys/fs/nr_open")  # by virtiofsd
+            return confine.landlocked(
+                (shown, read), view, temporary, system=True, network=host_network
             )
         case Confinement.NONE:
-            sandbox = confine.unconfined(rundir.path, rundir.path)
-    child, ready = network.start(capabilities.slirp, sandbox, "net", rundir.ends_with_us)
-    stack.callback(child.kill)
-    return ready
+            return confine.unconfined(view, temporary)
+
+
+def _served(plan: LaunchPlan) -> dict[str, bool]:
+    """Directories that have a file server: tag, and whether the guest may write."""
+    return dict(shares(plan)) if plan.job.share == fileserver.KIND else {}
+
+
+def _shown_itself(plan: LaunchPlan) -> list[Shown]:
+    """What the machine's own process sees: nothing of what others serve."""
+    served = _served(plan)
+    return [item for item in plan.shown if item.name.partition("/")[0] not in served]
+
+
+def _file_servers(
+    plan: LaunchPlan,
+    capabilities: Capabilities,
+    rundir: RunDir,
+    output: int,
+    stack: contextlib.ExitStack,
+) -> tuple[tuple[str, int], ...]:
+    """Start a server for each directory that has one; tags, and descriptors connected to them."""
+    served, program = _served(plan), capabilities.virtiofsd
+    if not served or program is None:
+        return ()
+    # Their sockets have names for as long as it takes to connect.
+    place, wires = rundir.directory("files"), []
+    for item in plan.shown:
+        tag = item.name.partition("/")[0]
+        if tag in served:
+            sandbox = _helper_sandbox(plan, capabilities, item, place, place, host_network=False)
+            child, wire = fileserver.start(
+                program, sandbox, item, place, output, rundir.ends_with_us
+            )
+            stack.callback(child.kill)
+            stack.callback(wire.close)
+            wires.append((tag, wire.fileno()))
+    return tuple(wires)
 
 
 def any_stopped(pid: int) -> bool:

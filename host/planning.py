@@ -11,6 +11,7 @@ from apppot.guest.protocol.job import HOME, JOB_DIR, SEARCH_PATH, Job, Layer, Mo
 from apppot.host.caller import Caller
 from apppot.host.capabilities import Memory
 from apppot.host.config import Setting
+from apppot.host.errors import Unsuited as Unsuited
 from apppot.host.errors import UsageError
 from apppot.host.hypervisor.base import Hypervisor
 from apppot.host.images.store import Image, Record
@@ -50,10 +51,6 @@ _DROPPED = frozenset(
 _DROPPED_PREFIXES = (b"XDG_", b"SSH_", b"APPPOT_", b"BASH_FUNC_", b"GPG_", b"PYENV", b"CONDA_")
 
 _LEAST_MEMORY = 64 << 20
-
-
-class Unsuited(UsageError):
-    """The hypervisor that is planned for cannot do what is asked; another may."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,7 @@ class Ground:
     job_directory: str | None  # absolute, None: no job directory
     confine: str  # the wish, see `confinement_wish`
     room: Memory  # of the host
+    user_network: bool  # QEMU's, for hypervisors that take a descriptor
     mapped: bool  # in a user namespace, where other users' and groups' ids do not show
     hello_seconds: float = 60.0  # how long to wait for a sign of life
 
@@ -156,6 +154,11 @@ def make_plan(
         _needs_share(ground, "--bind")
     mounts = _binds(request.binds, shown)
     files = plan_files(request, settings["job_files"], ground)
+    if files.copy and settings["job_files"].value == "auto":
+        warnings.append(
+            f"{ground.hypervisor.name} cannot show directories here: the job directory is copied, "
+            "what is new in it comes back (--job-files copy says it is meant)"
+        )
     if ground.job_directory is not None and not files.copy:
         shown.append(Shown("job", ground.job_directory, writable=True))
     if ground.modules is not None:
@@ -229,7 +232,10 @@ def _network(
             f"{ground.hypervisor.name} has no network here", "use another hypervisor, or none"
         )
     if ground.slirp is not None:
-        return Network(device=device, confirm=bool(request.forwards)), []
+        # Once the guest is connected, the helper is guarded, and takes orders.
+        return Network(device=device, confirm=True), []
+    if ground.user_network and ground.hypervisor.network_by_descriptor:
+        return Network(device=device), []
     if setting.origin == "default":
         return None, [f"no network: slirp4netns is not installed ({_MEANT})"]
     raise UsageError(

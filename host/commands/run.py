@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from apppot.host.hypervisor.base import Hypervisor
     from apppot.host.images.store import Image
     from apppot.host.launch import Run
-    from apppot.host.plan import KernelChoice
+    from apppot.host.plan import KernelChoice, LaunchPlan
     from apppot.host.planning import Bind, Ground, Request
     from apppot.host.warm.machine import Resuming
     from apppot.host.warm.store import Kept
@@ -176,13 +176,13 @@ def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -
     from apppot.host.hypervisor import memory
 
     while True:
-        kept = prepared.kept()
+        kept, hypervisor = prepared.kept(), prepared.hypervisor
         try:
             with contextlib.ExitStack() as stack:
                 warmth = None if kept is None else _resuming(kept, prepared, stack)
                 return launch.run(
                     prepared.plan if warmth is None else warmth.plan,
-                    prepared.hypervisor,
+                    hypervisor if kept is None else hypervisor.alone(),
                     prepared.capabilities,
                     prepared.request.read_stdin,
                     open_book,
@@ -207,7 +207,7 @@ def _resuming(kept: Kept, prepared: Prepared, stack: contextlib.ExitStack) -> Re
     from apppot.host.warm.machine import Resuming
 
     try:
-        return Resuming(kept, prepared.plan, stack)
+        return Resuming(kept, prepared.keepable(), stack)
     except OSError as error:
         reason = f"the kept machine cannot be read: {error}"
         raise NoHello(reason, "", reason) from error
@@ -262,7 +262,11 @@ class Prepared:
         self.settings: dict[str, Setting] = config.resolve(
             options, os.environ, paths.config_files()
         )
-        self.capabilities = capabilities.probe()
+        self.capabilities = capabilities.limited(
+            capabilities.probe(),
+            self.settings["qemu_machine"].value,
+            self.settings["qemu_share"].value,
+        )
         self._candidates = candidates(self.settings["hypervisor"], self.capabilities)
         self.caller = Caller.of_this_process()
         if getattr(args, "neutral", False):
@@ -291,11 +295,29 @@ class Prepared:
 
         if not os.path.isdir(os.path.join(paths.cache_home(), "warm")):
             return None
+        from apppot.host.planning import Unsuited
         from apppot.host.warm import key, store
 
-        if key.obstacle(self.plan, self.hypervisor):
+        try:
+            plan, hypervisor = self.keepable(), self.hypervisor.alone()
+        except Unsuited:
             return None
-        return store.find(key.key(self.plan, self.hypervisor, self.request))
+        if key.obstacle(plan, hypervisor):
+            return None
+        return store.find(key.key(plan, hypervisor, self.request))
+
+    def keepable(self) -> LaunchPlan:
+        """The plan of a machine that can be kept: it has no process beside its own.
+
+        Raises Unsuited where such a machine cannot do what is asked.
+        """
+        hypervisor = self.hypervisor.alone()
+        if hypervisor.share == self.hypervisor.share:
+            return self.plan
+        from apppot.host import planning
+
+        ground = replace(self.ground, hypervisor=hypervisor)
+        return planning.make_plan(self.request, self.settings, self.caller, ground)
 
     def give_up(self, kept: Kept, reason: str) -> None:
         """Delete a kept machine of which no guest came to life, and start cold."""
@@ -329,6 +351,9 @@ class Prepared:
         from apppot.host.errors import PotError
         from apppot.host.hypervisor import memory
 
+        if self.request.image is None and self.request.cow is None:
+            # The host's root is many file systems.
+            self._candidates[0] = self.hypervisor.alone()
         try:
             check_kernel_file(self.settings["kernel"], self.hypervisor)
             self.ground: Ground = _ground(self)
@@ -565,6 +590,7 @@ def _ground(prepared: Prepared) -> Ground:
         modules=modules,
         runtime=layout.find_runtime(),
         slirp=prepared.capabilities.slirp,
+        user_network=prepared.capabilities.qemu_user_network,
         rows=rows,
         columns=columns,
         job_directory=job_directory(settings["job_dir"]),

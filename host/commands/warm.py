@@ -51,7 +51,7 @@ def _keep(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
 
     begun = time.monotonic()
     prepared = run.Prepared(args, stack)
-    plan, hypervisor = prepared.plan, prepared.hypervisor
+    plan, hypervisor = prepared.keepable(), prepared.hypervisor.alone()
     if reason := key.obstacle(plan, hypervisor):
         raise HypervisorError(
             f"no machine can be kept for this: {reason}",

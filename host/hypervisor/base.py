@@ -37,6 +37,12 @@ class Wires:
     monitor: int | None = None  # where it has one
     memory: int | None = None  # the guest's memory, where the launcher made its file
     devices: int | None = None  # state of a machine that goes on; it waits for an order to
+    files: tuple[tuple[str, int], ...] = ()  # tag and file server of each directory that has one
+
+    def descriptors(self) -> list[int]:
+        """All of them."""
+        ours = (self.channel, self.network, self.monitor, self.memory, self.devices)
+        return [fd for fd in (*ours, *dict(self.files).values()) if fd is not None]
 
 
 class Hypervisor(Protocol):
@@ -59,6 +65,11 @@ class Hypervisor(Protocol):
 
     def verdict(self) -> Verdict:
         """A cheap probe; what it cannot rule out is proven by the guest's HELLO."""
+        ...
+
+    def alone(self) -> Hypervisor:
+        """The same without file servers beside it: its own serves many file systems as one, and
+        its state can be kept."""
         ...
 
     def surroundings(self, plan: LaunchPlan) -> Surroundings:

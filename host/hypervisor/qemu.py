@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass, replace
 
 from apppot.guest.protocol import frames
 from apppot.host.capabilities import Capabilities
@@ -17,19 +18,55 @@ CHANNEL_NAME = "org.apppot.0"
 INSTALL_HINT = "apt-get install qemu-system-x86"
 # The first with `-netdev dgram` on a descriptor.
 OLDEST = (7, 2)
-_NEEDED = ("virtio-blk-device", "virtio-serial-device", "virtserialport", "virtio-9p-device")
 _TEMPORARY = 64 << 20
 
 
+@dataclass(frozen=True)
+class Machine:
+    """A kind of machine that starts a kernel directly (PVH), and where it has virtio devices."""
+
+    name: str
+    options: str
+    bus: str  # what the names of its devices end in
+
+    def lacks(self, host: Capabilities) -> list[str]:
+        """What this host's QEMU would need to have for it."""
+        if self.name not in host.qemu_machines:
+            return [self.name]
+        needed = (f"virtio-blk-{self.bus}", f"virtio-serial-{self.bus}", "virtserialport")
+        return [name for name in needed if name not in host.qemu_devices]
+
+    def share(self, host: Capabilities) -> str | None:
+        """The best way to show it directories of the host."""
+        if host.virtiofsd is not None and f"vhost-user-fs-{self.bus}" in host.qemu_devices:
+            return "virtiofs"
+        return "9p" if f"virtio-9p-{self.bus}" in host.qemu_devices else None
+
+    def has_network(self, host: Capabilities) -> bool:
+        return f"virtio-net-{self.bus}" in host.qemu_devices
+
+
+# The first has neither firmware nor PCI, which takes a start less time.
+MACHINES = (
+    Machine("microvm", "pit=on,pic=on,rtc=on", "device"),
+    Machine("q35", "vmport=off,usb=off,sata=off,smbus=off", "pci"),
+)
+
+
+def choose_machine(host: Capabilities) -> Machine | None:
+    """The first that QEMU has all for, else the first that can be started; None: none can."""
+    found = [machine for machine in MACHINES if not machine.lacks(host)]
+    whole = [one for one in found if one.share(host) and one.has_network(host)]
+    return next(iter([*whole, *found]), None)
+
+
 class Qemu:
-    """A `microvm`: no firmware, no PCI, the kernel started directly (PVH)."""
+    """A machine without anything that a guest does not need."""
 
     name = "qemu"
     kernel = "x86_64"
     devices = tuple(f"/dev/vd{letter}" for letter in "abcdefghijklmnop")
-    share: str | None = "9p"
     shows_root = True
-    network_device: str | None = "eth0"
     network_by_descriptor = True
     host_memory = True
     monitored = True
@@ -43,6 +80,10 @@ class Qemu:
 
     def __init__(self, host: Capabilities) -> None:
         self._host = host
+        # Where there is none, `verdict` says so before anybody asks for more.
+        self.machine = choose_machine(host) or MACHINES[0]
+        self.share: str | None = self.machine.share(host)
+        self.network_device: str | None = "eth0" if self.machine.has_network(host) else None
 
     def verdict(self) -> Verdict:
         host = self._host
@@ -54,27 +95,26 @@ class Qemu:
         if host.qemu_version < OLDEST:
             found, wanted = (".".join(map(str, v)) for v in (host.qemu_version, OLDEST))
             return Verdict(False, f"QEMU {found} is too old", f"install QEMU {wanted} or newer")
-        if missing := [name for name in _NEEDED if name not in host.qemu_devices]:
-            return Verdict(False, f"this QEMU has no {', '.join(missing)}", INSTALL_HINT)
+        if self.machine.lacks(host):
+            missing = " and no ".join(", ".join(machine.lacks(host)) for machine in MACHINES)
+            return Verdict(False, f"{host.qemu} has no {missing}", INSTALL_HINT)
         return self._accelerator_verdict()
 
     def _accelerator_verdict(self) -> Verdict:
         return Verdict(True, "emulation: needs nothing of the host, runs several times slower")
 
+    def alone(self) -> Qemu:
+        return type(self)(replace(self._host, virtiofsd=None))
+
     def surroundings(self, plan: LaunchPlan) -> Surroundings:
         return Surroundings(_TEMPORARY, programs=True)
 
     def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
-        words = [self._host.qemu or PROGRAM, "-M", self._machine(), "-cpu", self.cpu]
+        machine, bus = self.machine, self.machine.bus
+        kind = f"{machine.name},accel={self.accelerator},{machine.options}"
+        words = [self._host.qemu or PROGRAM, "-M", kind, "-cpu", self.cpu]
         words += ["-m", f"{plan.memory >> 10}K", "-smp", str(plan.cpus)]
-        if plan.huge:
-            size = f"size={plan.memory >> 10}K"
-            words += ["-object", f"memory-backend-memfd,id=memory,{size},hugetlb=on"]
-            words += ["-machine", "memory-backend=memory"]
-        if wires.memory is not None:
-            place = f"mem-path=/proc/self/fd/{wires.memory},share=on,align=2M"
-            words += ["-object", f"memory-backend-file,id=memory,size={plan.memory >> 10}K,{place}"]
-            words += ["-machine", "memory-backend=memory"]
+        words += _memory(plan, wires)
         if wires.devices is not None:
             words += ["-incoming", "defer"]
         words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
@@ -84,20 +124,23 @@ class Qemu:
         if wires.monitor is not None:
             words += ["-chardev", f"socket,id=monitor,fd={wires.monitor}"]
             words += ["-mon", "chardev=monitor,mode=control"]
-        words += ["-device", "virtio-serial-device,max_ports=2"]
+        words += ["-device", f"virtio-serial-{bus},max_ports=2"]
         words += ["-chardev", f"socket,id=channel,fd={wires.channel}"]
         words += ["-device", f"virtserialport,chardev=channel,name={CHANNEL_NAME},nr=1"]
         for number, disk in enumerate(plan.disks):
-            words += _disk(number, disk, view)
+            words += _disk(number, disk, view, bus)
+        servers = dict(wires.files)
         for name, writable in shares(plan):
-            words += _share(name, f"{view}/{name}", writable)
+            if name in servers:
+                words += _served(name, servers[name], bus)
+            else:
+                words += _share(name, f"{view}/{name}", writable, bus)
         if wires.network is not None:
             words += ["-netdev", f"dgram,id=net,local.type=fd,local.str={wires.network}"]
-            words += ["-device", "virtio-net-device,netdev=net"]
+            # Nothing boots from it.
+            rom = ",romfile=" if bus == "pci" else ""
+            words += ["-device", f"virtio-net-{bus},netdev=net{rom}"]
         return words
-
-    def _machine(self) -> str:
-        return f"microvm,accel={self.accelerator},pit=on,pic=on,rtc=on"
 
     def _timer_words(self) -> list[str]:
         # The guest has the host's counter, and nothing to calibrate against that works in
@@ -140,14 +183,32 @@ _SANDBOX = (
 )
 
 
-def _disk(number: int, disk: Disk, view: str) -> list[str]:
+def _memory(plan: LaunchPlan, wires: Wires) -> list[str]:
+    """The guest's memory, where QEMU's own would not do: what others read or write is shared."""
+    size = f"id=memory,size={plan.memory >> 10}K"
+    if wires.memory is not None:
+        back = f"memory-backend-file,{size},mem-path=/proc/self/fd/{wires.memory},share=on,align=2M"
+    elif plan.huge or wires.files:
+        back = f"memory-backend-memfd,{size}"
+        back += (",hugetlb=on" if plan.huge else "") + (",share=on" if wires.files else "")
+    else:
+        return []
+    return ["-object", back, "-machine", "memory-backend=memory"]
+
+
+def _disk(number: int, disk: Disk, view: str, bus: str) -> list[str]:
     # No lock on the file: many guests share an image, and some file systems have none.
     back = f"driver=raw,node-name=disk{number},read-only={'off' if disk.writable else 'on'}"
     back += f",file.driver=file,file.filename={view}/{disk.view_name},file.locking=off"
-    return ["-blockdev", back, "-device", f"virtio-blk-device,drive=disk{number}"]
+    return ["-blockdev", back, "-device", f"virtio-blk-{bus},drive=disk{number}"]
 
 
-def _share(tag: str, path: str, writable: bool) -> list[str]:
+def _share(tag: str, path: str, writable: bool, bus: str) -> list[str]:
     back = f"local,id={tag},path={path},security_model=none,multidevs=remap"
     back += "" if writable else ",readonly=on"
-    return ["-fsdev", back, "-device", f"virtio-9p-device,fsdev={tag},mount_tag={tag}"]
+    return ["-fsdev", back, "-device", f"virtio-9p-{bus},fsdev={tag},mount_tag={tag}"]
+
+
+def _served(tag: str, server: int, bus: str) -> list[str]:
+    words = ["-chardev", f"socket,id={tag},fd={server}"]
+    return [*words, "-device", f"vhost-user-fs-{bus},chardev={tag},tag={tag}"]

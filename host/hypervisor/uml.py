@@ -42,6 +42,9 @@ class Uml:
             return Verdict(False, f"User-Mode Linux needs x86_64, this is {machine}")
         return Verdict(True, "needs nothing of the host")
 
+    def alone(self) -> Uml:
+        return self
+
     def surroundings(self, plan: LaunchPlan) -> Surroundings:
         return Surroundings(plan.memory + _OWN_FILES, libraries=plan.kernel.libraries)
 

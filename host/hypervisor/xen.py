@@ -75,6 +75,9 @@ class Xen:
             return Verdict(False, f"{', '.join(refused)} cannot be opened by you", remedy)
         return Verdict(True, "this is dom0, with xl; the first guest proves whether it works")
 
+    def alone(self) -> Xen:
+        return self
+
     def surroundings(self, plan: LaunchPlan) -> Surroundings:
         return Surroundings(_TEMPORARY, programs=True)
 

@@ -41,7 +41,7 @@ LINKS = {"etc/os-release": "../usr/lib/os-release", LOADER: "libc.so"}
 
 
 @contextmanager
-def _alone() -> Iterator[Path]:
+def alone() -> Iterator[Path]:
     """The folder for downloads of the tests; one process of all tests at a time."""
     cache = Path(paths.cache_home()) / "tests"
     cache.mkdir(parents=True, exist_ok=True)
@@ -58,11 +58,12 @@ def stored(name: str) -> str:
         return ""
 
 
-def built(name: str) -> str:
-    """Path of the image that a recipe of this tree makes, built where there is none yet."""
-    with _alone():
-        found = stored(name)
-        return found or store.blob_path(store.user_store(), builder.build(recipe.load(name))[0])
+def built(wanted: str) -> str:
+    """Path of the image that a recipe makes, named or a file, built where there is none yet."""
+    with alone():
+        made = recipe.load(wanted)
+        found = stored(f"{made.name}:{made.version}")
+        return found or store.blob_path(store.user_store(), builder.build(made)[0])
 
 
 class Musl:
@@ -70,7 +71,7 @@ class Musl:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.tree = folder, folder / "tree"
-        with _alone() as cache:
+        with alone() as cache:
             files = _packages(cache)
         for file in files:
             subprocess.run(["dpkg-deb", "-x", str(file), str(self.tree)], check=True)

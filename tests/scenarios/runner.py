@@ -107,6 +107,7 @@ class Runner:
 # What a slow machine, or a place without the usual stores, may say.
 _KEPT = (
     *("APPPOT_HELLO_TIMEOUT", "APPPOT_HEARTBEAT_LIMIT", "APPPOT_POT", "APPPOT_SITE_STORE"),
+    *("APPPOT_QEMU_MACHINE", "APPPOT_QEMU_SHARE"),
     *("APPPOT_CONFINE", "PYTHONPATH", "PYTHONPYCACHEPREFIX", "TMPDIR", "XDG_RUNTIME_DIR"),
 )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from apppot.host import config, planning
 from apppot.host.caller import Caller
-from apppot.host.capabilities import QEMU_DEVICES, Capabilities, Memory
+from apppot.host.capabilities import QEMU_DEVICES, QEMU_MACHINES, Capabilities, Memory
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.images.store import Image
@@ -39,6 +39,7 @@ HOST = Capabilities(
     slirp="/usr/bin/slirp4netns",
     qemu="/usr/bin/qemu-system-x86_64",
     qemu_version=(7, 2, 22),
+    qemu_machines=frozenset(QEMU_MACHINES),
     qemu_devices=frozenset(QEMU_DEVICES),
     max_map_count=65530,
 )
@@ -49,6 +50,7 @@ GROUND = planning.Ground(
     modules=None,
     runtime="/pot/runtime.ext4",
     slirp="/usr/bin/slirp4netns",
+    user_network=False,
     rows=24,
     columns=80,
     job_directory="/work/a job",

@@ -16,6 +16,7 @@ from apppot.host.doctor import Check, Facts, Mark, Place
 from apppot.host.hypervisor.base import Verdict
 from apppot.host.pot.layout import Kernel
 from apppot.host.timeline import Step
+from plans import HOST
 
 GIB = 1 << 30
 TUNED = Kernel("/pot/linux", "7.2.12", "d" * 64, True, frozenset(["seccomp", "ncpus"]), None)
@@ -79,6 +80,23 @@ def test_good_machine_has_nothing_to_mend() -> None:
     assert doctor.usable(checks)
 
 
+def qemu(*, usable: bool = True) -> tuple[tuple[str, Verdict], ...]:
+    verdict = Verdict(usable, "fine" if usable else "QEMU 6.2 is too old", "newer")
+    return (*GOOD.verdicts, ("qemu", verdict))
+
+
+def without(word: str) -> Capabilities:
+    """A host whose QEMU has no devices of that name."""
+    devices = frozenset(name for name in HOST.qemu_devices if word not in name)
+    return dataclasses.replace(HOST, qemu_devices=devices)
+
+
+def test_what_qemu_gives_is_said() -> None:
+    served = dataclasses.replace(without("-device"), virtiofsd="/usr/libexec/virtiofsd")
+    check = verdicts(machine(verdicts=qemu(), capabilities=served))["QEMU"]
+    assert (check.mark, check.reason) == (Mark.OK, "7.2.22, q35, directories by virtiofs")
+
+
 CASES: list[tuple[str, dict[str, Any], Mark, str]] = [
     ("hypervisor", {"hypervisor": Setting("kvm", "$APPPOT_HYPERVISOR")}, Mark.FAIL, "kvm"),
     ("hypervisor", {"verdicts": (("uml", Verdict(False, "needs x86_64")),)}, Mark.FAIL, "x86_64"),
@@ -105,6 +123,15 @@ CASES: list[tuple[str, dict[str, Any], Mark, str]] = [
     ("/dev/shm", {"shm": None}, Mark.WARN, "none"),
     ("cpus", {"free_cpus": ()}, Mark.WARN, "not pinned"),
     ("network", {"capabilities": dataclasses.replace(ABLE, slirp=None)}, Mark.WARN, "slirp4netns"),
+    (
+        "network",
+        {"capabilities": dataclasses.replace(ABLE, slirp=None, qemu_user_network=True)},
+        Mark.WARN,
+        "only guests of QEMU and KVM",
+    ),
+    ("QEMU", {"verdicts": qemu(usable=False)}, Mark.WARN, "too old: no KVM either"),
+    ("QEMU", {"verdicts": qemu(), "capabilities": without("9p")}, Mark.WARN, "is copied"),
+    ("QEMU", {"verdicts": qemu(), "capabilities": without("-net-")}, Mark.WARN, "network devices"),
     ("run directory", {"run_place": None}, Mark.FAIL, "no place"),
     ("store", {"store": Place("/home", "ext4", 1 << 20, True)}, Mark.WARN, "1.0 MB"),
     ("images", {"images": ()}, Mark.WARN, "none yet"),

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from apppot.host import planning
+from apppot.host import fileserver, planning
+from apppot.host.capabilities import Capabilities, limited
 from apppot.host.config import Setting
 from apppot.host.errors import HypervisorError
 from apppot.host.hypervisor import candidates, memory, qemu, xen, xenguard
@@ -65,6 +66,113 @@ def share(tag: str, mode: str) -> list[str]:
     return ["-fsdev", back, "-device", f"virtio-9p-device,fsdev={tag},mount_tag={tag}"]
 
 
+def without(*words: str) -> Capabilities:
+    """The host, its QEMU without what the words name or end."""
+    machines = HOST.qemu_machines - set(words)
+    gone = {name for name in HOST.qemu_devices for word in words if word in name}
+    return replace(HOST, qemu_machines=machines, qemu_devices=HOST.qemu_devices - gone)
+
+
+def test_the_same_on_q35_with_pci_devices() -> None:
+    hypervisor = Qemu(without("microvm"))
+    made = plan(ground=replace(X86, hypervisor=hypervisor))
+    usual, words = argv(plan(ground=X86), Qemu(HOST), 11), argv(made, hypervisor, 11)
+    assert words[2] == "q35,accel=tcg,vmport=off,usb=off,sata=off,smbus=off"
+    assert words[3:] == [
+        word.replace("-device,", "-pci,").replace("netdev=net", "netdev=net,romfile=")
+        for word in usual[3:]
+    ]
+
+
+MACHINES = (
+    ((), "microvm", "9p", "eth0"),
+    (("microvm",), "q35", "9p", "eth0"),
+    (("virtio-blk-device",), "q35", "9p", "eth0"),
+    # As Red Hat's, which has no 9p at all.
+    (("microvm", "-device", "9p"), "q35", None, "eth0"),
+    (("9p", "virtio-net"), "microvm", None, None),
+    (("9p-device",), "q35", "9p", "eth0"),
+)
+
+
+@pytest.mark.parametrize(("missing", "machine", "share", "network"), MACHINES)
+def test_the_machine_is_the_first_that_qemu_has_all_for(
+    missing: tuple[str, ...], machine: str, share: str | None, network: str | None
+) -> None:
+    found = Qemu(without(*missing))
+    assert found.verdict().usable
+    assert (found.machine.name, found.share, found.network_device) == (machine, share, network)
+
+
+def test_a_machine_and_a_file_server_that_are_asked_for() -> None:
+    assert Qemu(limited(SERVED, "q35", "auto")).machine.name == "q35"
+    assert [Qemu(limited(SERVED, "auto", one)).share for one in ("auto", "9p", "none")] == [
+        "virtiofs", "9p", None
+    ]  # fmt: skip
+    assert Qemu(limited(HOST, "auto", "virtiofs")).share is None
+    missing = Qemu(limited(without("q35"), "q35", "auto")).verdict()
+    assert (missing.usable, missing.reason) == (
+        False,
+        "/usr/bin/qemu-system-x86_64 has no microvm and no q35",
+    )
+
+
+SERVED = replace(HOST, virtiofsd="/usr/libexec/virtiofsd")
+
+
+@pytest.mark.parametrize("bus", ["device", "pci"])
+def test_directories_by_virtiofs_share_the_guests_memory(bus: str) -> None:
+    hypervisor = Qemu(SERVED if bus == "device" else limited(SERVED, "q35", "auto"))
+    bind = planning.Bind("/data", "/srv/data", True, False)
+    made = plan(planning.Request(IMAGE, (), binds=(bind,)), replace(X86, hypervisor=hypervisor))
+    assert made.job.share == "virtiofs"
+    words = hypervisor.argv(made, "/view", "/tmp", Wires(9, files=(("job", 20), ("bind0", 21))))
+    text = " ".join(words)
+    assert "memory-backend-memfd,id=memory,size=524288K,share=on -machine memory-backend=m" in text
+    for tag, server in (("bind0", 21), ("job", 20)):
+        device = f"vhost-user-fs-{bus},chardev={tag},tag={tag}"
+        assert f"-chardev socket,id={tag},fd={server} -device {device}" in text
+    assert "9p" not in text
+
+
+def test_huge_pages_that_a_file_server_reads_are_shared() -> None:
+    room = replace(GROUND.room, huge=512 << 20, huge_page=2 << 20)
+    hypervisor = Qemu(SERVED)
+    made = plan(ground=replace(X86, hypervisor=hypervisor, room=room))
+    words = hypervisor.argv(made, "/view", "/tmp", Wires(9, files=(("job", 20),)))
+    assert "memory-backend-memfd,id=memory,size=524288K,hugetlb=on,share=on" in words
+
+
+def test_the_file_server_is_told_who_the_caller_is() -> None:
+    words = fileserver.arguments("/view/job", True, 1234, 100)
+    assert words == [
+        *("--shared-dir", "/view/job", "--cache=never", "--allow-mmap", "--sandbox=none"),
+        *("--no-announce-submounts", "--rlimit-nofile=0", "--log-level=warn"),
+        *("--translate-uid", "squash-guest:0:1234:4294967295"),
+        *("--translate-gid", "squash-guest:0:100:4294967295"),
+    ]
+    assert fileserver.arguments("/view/job", False, 1234, 100) == [*words, "--readonly"]
+
+
+def test_a_machine_that_is_alone_has_no_file_server() -> None:
+    assert (Qemu(SERVED).alone().share, Kvm(SERVED).alone().name) == ("9p", "kvm")
+
+
+def test_what_cannot_be_shown_is_copied_or_left_to_the_next() -> None:
+    ground = replace(X86, hypervisor=Qemu(without("9p")))
+    made = plan(ground=ground)
+    assert (made.job.job_copy, made.copied, made.returned) == (True, "/work/a job", "/work/a job")
+    assert "qemu cannot show directories here" in made.warnings[0]
+    assert plan(ground=ground, job_files="copy").warnings == ()
+    bind = planning.Bind("/data", "/srv/data", True, False)
+    with pytest.raises(planning.Unsuited, match="qemu cannot"):
+        plan(planning.Request(IMAGE, (), binds=(bind,)), ground)
+    with pytest.raises(planning.Unsuited, match="qemu cannot share"):
+        plan(ground=ground, job_files="share")
+    with pytest.raises(planning.Unsuited, match="qemu has no network"):
+        plan(ground=replace(X86, hypervisor=Qemu(without("virtio-net"))), network="user")
+
+
 def test_huge_pages_where_the_host_has_enough() -> None:
     room = replace(GROUND.room, huge=512 << 20, huge_page=2 << 20)
     ground = replace(X86, room=room)
@@ -109,10 +217,14 @@ def test_auto_tries_kvm_then_user_mode_linux_then_emulation(kvm: Path) -> None:
     assert [one.name for one in candidates(AUTO, replace(HOST, qemu=None))] == ["uml"]
 
 
-REASONS = (
+REASONS: tuple[tuple[dict[str, object], str], ...] = (
     ({"qemu": None}, "not installed"),
     ({"qemu_version": (6, 2, 0)}, "QEMU 6.2.0 is too old"),
-    ({"qemu_devices": HOST.qemu_devices - {"virtio-9p-device"}}, "has no virtio-9p-device"),
+    ({"qemu_machines": frozenset()}, "has no microvm and no q35"),
+    (
+        {"qemu_devices": frozenset(("virtio-blk-device", "virtio-blk-pci", "virtserialport"))},
+        "has no virtio-serial-device and no virtio-serial-pci",
+    ),
 )
 
 

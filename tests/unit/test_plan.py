@@ -12,10 +12,11 @@ from apppot.host import planning
 from apppot.host.commands import run
 from apppot.host.errors import UsageError
 from apppot.host.hypervisor.base import Wires
+from apppot.host.hypervisor.qemu import Qemu
 from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.images.store import Image, Record
 from apppot.host.plan import LaunchPlan
-from plans import COMMAND, GROUND, IMAGE, KERNEL, UML, plan
+from plans import COMMAND, GROUND, HOST, IMAGE, KERNEL, UML, plan
 
 
 def argv(made: LaunchPlan) -> list[str]:
@@ -105,6 +106,9 @@ def test_too_little_memory() -> None:
 
 def test_no_helper_is_a_warning_by_default_and_an_error_when_asked_for() -> None:
     alone = replace(GROUND, slirp=None)
+    assert plan(ground=replace(alone, user_network=True)).network is False, "of UML it is no part"
+    qemu = replace(alone, user_network=True, hypervisor=Qemu(HOST))
+    assert (plan(ground=qemu).network, plan(ground=qemu).warnings) == (True, ())
     assert "slirp4netns" in plan(ground=alone).warnings[0]
     assert not plan(ground=alone).network
     with pytest.raises(UsageError, match="slirp4netns"):

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import network_frames
 import pytest
 from vm_harness import IMAGE, RELEASE, Launcher, eventually
 
@@ -182,6 +183,28 @@ use strict; use IO::Socket::INET; $| = 1;
 my $s = IO::Socket::INET->new(Listen => 1, LocalPort => 8080, ReuseAddr => 1) or die "listen: $!";
 print "listening\n"; my $c = $s->accept; print $c `uname -r`; close $c;
 """
+
+
+# A frame of root's own making, through a raw socket; the refusal of another port comes after it.
+_MADE_UP = r"""
+use strict; use IO::Socket::INET;
+open(my $index, "</sys/class/net/$ARGV[0]/ifindex") or die "index: $!";
+socket(my $raw, 17, 3, 0) or die "socket: $!";
+my $place = pack("S n i S C C a8", 17, 0, <$index>, 0, 0, 6, "");
+send($raw, pack("H*", $ARGV[1]), 0, $place) or die "send: $!";
+IO::Socket::INET->new(PeerAddr => "10.0.2.2", PeerPort => 1, Timeout => 3);
+print `uname -r`;
+"""
+
+
+def test_no_frame_of_the_guests_root_reaches_the_hosts_loopback(apppot: Launcher) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        frame = network_frames.syn("127.0.0.1", listener.getsockname()[1])
+        words = ("-u", "root", IMAGE, "perl", "-e", _MADE_UP, "vec0", frame.hex())
+        assert apppot(*words).ok().decode().startswith(RELEASE)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_forwarded_port(apppot: Launcher) -> None:
