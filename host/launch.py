@@ -135,7 +135,7 @@ def _start(
     _write_drive(plan, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
-    helper = _network(plan, capabilities, rundir, stack)
+    helper = _network(record, capabilities, rundir, stack)
     wire = None
     if helper is not None and hypervisor.network_by_descriptor:
         wire = network.connect(helper, net)
@@ -469,16 +469,19 @@ def _write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
 
 
 def _network(
-    plan: LaunchPlan,
+    record: Run,
     capabilities: Capabilities,
     rundir: RunDir,
     stack: contextlib.ExitStack,
 ) -> int | None:
     """Start the network helper; the descriptor with its output, which says when it is ready."""
+    plan = record.plan
     if not plan.network or capabilities.slirp is None:
         return None
     place = Shown("net", os.path.join(rundir.path, "net"), writable=True)
-    match confine.choose(plan.confine, capabilities):
+    # It can be held where the hypervisor's own processes cannot.
+    wish = plan.confine if record.hypervisor.confinable else "auto"
+    match confine.choose(wish, capabilities):
         case Confinement.BUBBLEWRAP:
             assert capabilities.bwrap is not None
             sandbox = confine.bubblewrap(

@@ -209,9 +209,6 @@ def _check_cpus(cpus: Setting, kernel: KernelChoice) -> None:
         )
 
 
-_MEANT = "--network none says it is meant"
-
-
 def _network(
     setting: Setting, request: Request, ground: Ground
 ) -> tuple[Network | None, list[str]]:
@@ -221,17 +218,12 @@ def _network(
         return None, []
     if setting.value != "user":
         raise UsageError(f"{setting.origin}: unknown network {setting.value!r}", "user or none")
-    device = ground.hypervisor.network_device
-    if device is None:
-        if setting.origin == "default" and not request.forwards:
-            return None, [f"no network: {ground.hypervisor.name} has none here ({_MEANT})"]
-        raise Unsuited(
-            f"{ground.hypervisor.name} has no network here", "use another hypervisor, or none"
-        )
     if ground.slirp is not None:
+        device = ground.hypervisor.network_device
         return Network(device=device, confirm=bool(request.forwards)), []
     if setting.origin == "default":
-        return None, [f"no network: slirp4netns is not installed ({_MEANT})"]
+        missing = "no network: slirp4netns is not installed"
+        return None, [f"{missing} (--network none says it is meant)"]
     raise UsageError(
         f"{setting.origin}: slirp4netns is not installed",
         "install the package slirp4netns, or use --network none",

@@ -47,7 +47,7 @@ class Hypervisor(Protocol):
     devices: tuple[str, ...]  # the guest's name of each disk of a plan, in order
     share: str | None  # the guest's file system for directories of the host; None: it has none
     shows_root: bool  # the host's root, which is many file systems, can be shared
-    network_device: str | None  # the guest's name of its interface; None: it has none
+    network_device: str  # the guest's name of its interface
     network_by_descriptor: bool  # the launcher connects it to the network helper
     host_memory: bool  # a guest's memory is this host's
     monitored: bool  # it takes orders by QMP

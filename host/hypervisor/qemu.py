@@ -29,7 +29,7 @@ class Qemu:
     devices = tuple(f"/dev/vd{letter}" for letter in "abcdefghijklmnop")
     share: str | None = "9p"
     shows_root = True
-    network_device: str | None = "eth0"
+    network_device = "eth0"
     network_by_descriptor = True
     host_memory = True
     monitored = True

@@ -22,7 +22,7 @@ class Uml:
     devices = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
     share: str | None = "hostfs"
     shows_root = True
-    network_device: str | None = "vec0"
+    network_device = "vec0"
     network_by_descriptor = False
     host_memory = True
     monitored = False

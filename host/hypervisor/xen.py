@@ -46,8 +46,8 @@ class Xen:
     share: str | None = "xen9p"
     # Its file server numbers files as their file systems do, and those of two may be the same.
     shows_root = False
-    network_device: str | None = None
-    network_by_descriptor = False
+    network_device = "eth0"
+    network_by_descriptor = True
     host_memory = False
     monitored = False
     exchange = False
@@ -80,8 +80,9 @@ class Xen:
 
     def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
         guard = os.path.join(os.path.dirname(__file__), "xenguard.py")
-        words = [sys.executable, "-IS", guard, str(wires.channel), _find("xl") or "xl", scratch_dir]
-        words.append(self.configuration(plan, view, scratch_dir))
+        network = "-" if wires.network is None else str(wires.network)
+        words = [sys.executable, "-IS", guard, str(wires.channel), network, _find("xl") or "xl"]
+        words += [scratch_dir, self.configuration(plan, view, scratch_dir)]
         for device, disk in zip(self.devices, plan.disks, strict=False):
             mode = "rw" if disk.writable else "ro"
             words += ["disk", mode, f"{view}/{disk.view_name}", os.path.basename(device)]
@@ -122,7 +123,10 @@ class Xen:
             "connection=pty,name=dropped",
             f"connection=socket,name={CHANNEL_NAME},path={place}/channel",
         ]
-        for name, entries in (("disk", disks), ("p9", directories), ("channel", channels)):
+        groups = {"disk": disks, "p9": directories, "channel": channels}
+        if plan.network:
+            groups["vif"] = [f"script={place}/attach"]
+        for name, entries in groups.items():
             lines += [f"{name} = [", *(f"    {_quoted(entry)}," for entry in entries), "]"]
         return "\n".join(lines) + "\n"
 

@@ -20,7 +20,7 @@ from tests.scenarios import proof
 from tests.scenarios.suite import Scenario, Transcript, write
 
 IMAGE = "debian-12"
-HYPERVISORS = ("uml", "kvm", "xen", "qemu")
+HYPERVISORS = ("uml", "kvm", "xen", "xen-pvh", "qemu")
 PROVEN_SOURCE = Path(__file__).parent / "proven.c"
 _LAUNCHER = (
     f"#!/bin/sh\nexec {sys.executable} -c 'from apppot.host.cli import main; main()' \"$@\"\n"
@@ -67,7 +67,8 @@ class Runner:
 
     def environment(self, own: Path) -> dict[str, str]:
         """The caller's pot and images, nothing else of what he has configured or kept."""
-        kept = {name: value for name, value in os.environ.items() if name in _KEPT}
+        kept = {key: value for key, value in os.environ.items() if key in _KEPT}
+        name, _, xen_type = self.hypervisor.partition("-")
         return {
             "APPPOT_SITE_STORE": paths.data_home(),
             "APPPOT_POT": paths.pot_home(),
@@ -78,7 +79,8 @@ class Runner:
             **{f"XDG_{kind}_HOME": f"{own}/{kind.lower()}" for kind in ("DATA", "STATE", "CONFIG")},
             "XDG_CACHE_HOME": str(Path(paths.cache_home()).parent),
             "IMAGE": self.image,
-            "RUN": f"apppot run --hypervisor {self.hypervisor} --network none",
+            "RUN": f"apppot run --hypervisor {name} --network none",
+            "APPPOT_XEN_TYPE": xen_type or "pv",
         }
 
     def run(self, scenario: Scenario) -> Result:
