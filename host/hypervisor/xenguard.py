@@ -73,19 +73,18 @@ def main(argv: Sequence[str]) -> int:
             os.set_inheritable(int(fd), int(fd) < 3)
     try:
         sweep()
-        with reaped(name):
+        with contextlib.ExitStack() as last, reaped(name), contextlib.ExitStack() as first:
             show_directories(items, place)
-            with contextlib.ExitStack() as stack:
-                attach_disks(items, place, stack)
-                if network != _NO_NETWORK:
-                    load_back_end()
-                create(configuration, place)
-                if network != _NO_NETWORK:
-                    stack.callback(end, attach_network(int(network), name))
-                line = connect(int(channel), name, place)
-                if run("xl", "unpause", name):
-                    raise GuardError("xl unpause failed")
-                line.carry()
+            attach_disks(items, place, first)
+            if network != _NO_NETWORK:
+                load_back_end()
+            create(configuration, place)
+            if network != _NO_NETWORK:
+                last.callback(end, attach_network(int(network), name))
+            line = connect(int(channel), name, place)
+            if run("xl", "unpause", name):
+                raise GuardError("xl unpause failed")
+            line.carry()
     except (GuardError, OSError) as error:
         print(f"xen: {error}", file=sys.stderr)
         return 1

@@ -68,9 +68,10 @@ def opened(interface: str) -> socket.socket:
     link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     for option in (_VNET_HEADER, _IGNORE_OUTGOING):
         link.setsockopt(_PACKET, option, 1)
-    link.bind((interface, _ALL))
+    # Before the socket is bound, which else would give an error first: the interface is down.
     name = interface.encode("ascii")
     fcntl.ioctl(link, _SET_FLAGS, struct.pack("=16sH22x", name, _UP | _NO_ARP))
+    link.bind((interface, _ALL))
     return link
 
 
