@@ -89,11 +89,12 @@ class Runner:
         work.mkdir()
         shutil.copy(self.proven, work / "proven")
         began = time.monotonic()
-        seen = _run_shell(scenario.script, work, self.environment(own), self.limit)
+        seen, ended = _run_shell(scenario.script, work, self.environment(own), self.limit)
         seconds = time.monotonic() - began
         proofs = work / "proofs"
         noted = proof.parse(proofs.read_text()) if proofs.exists() else []
-        problem = _difference(scenario.golden, seen) or self._doubt(noted)
+        problem = "" if ended else "it did not end in time\n"
+        problem += _difference(scenario.golden, seen) or self._doubt(noted)
         evidence = "; ".join(sorted({item.evidence() for item in noted}))
         shutil.rmtree(own)
         return Result(scenario.name, seconds, problem, evidence)
@@ -115,8 +116,8 @@ _KEPT = (
 
 def _run_shell(
     script: bytes, work: Path, env: Mapping[str, str], limit: float
-) -> Transcript | None:
-    """What a script for the shell left; None where it took too long."""
+) -> tuple[Transcript, bool]:
+    """What a script for the shell left, and whether it ended by itself in time."""
     process = subprocess.Popen(
         ["sh", "-c", os.fsdecode(script)],
         cwd=work,
@@ -130,15 +131,13 @@ def _run_shell(
         stdout, stderr = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return None
-    return Transcript(process.returncode, stdout, stderr)
+        stdout, stderr = process.communicate()
+        return Transcript(124, stdout, stderr), False
+    return Transcript(process.returncode, stdout, stderr), True
 
 
-def _difference(golden: Transcript, seen: Transcript | None) -> str:
+def _difference(golden: Transcript, seen: Transcript) -> str:
     """How a transcript differs from the golden one, as lines, or ""."""
-    if seen is None:
-        return "it did not end in time"
     if seen == golden:
         return ""
     wanted, got = write(golden).splitlines(), write(seen).splitlines()
