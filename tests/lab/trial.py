@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -22,6 +23,7 @@ from tests.scenarios.runner import IMAGE, Result, build_proven
 
 # On a machine that has much else to do.
 UP_SECONDS = 1200
+MONTH = 30 * 86400
 # In the lab's own seconds, of which the longest takes 50; and on a machine that others use too.
 LIMIT = 300
 SCENARIO_SECONDS = 900
@@ -68,12 +70,21 @@ def saved_state(kind: Kind, parts: Parts) -> Path:
     """The state of a lab that is up, made where it is missing: starting from it takes a second."""
     name = f"{kind.boots}-{fingerprint(kind, parts, shares())}"
     state = parts.kernel.parent / f"{name}.state"
-    with alone(name):
+    with alone(name) as cache:
         if not state.exists():
+            _forget_old_states(cache)
             _tell(f"booting the {kind.boots} lab …")
             with Lab(kind, parts, shares(), limit=UP_SECONDS) as lab:
                 lab.save(state)
+        os.utime(state)
     return state
+
+
+def _forget_old_states(cache: Path) -> None:
+    """Remove those that nobody has started from for a month: each has the size of an image."""
+    for state in cache.glob("*/*.state"):
+        if time.time() - state.stat().st_mtime > MONTH:
+            state.unlink(missing_ok=True)
 
 
 def start(kind: Kind, parts: Parts) -> Lab:
