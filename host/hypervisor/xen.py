@@ -31,8 +31,10 @@ QEMUS = (
     "/usr/libexec/xen/bin/qemu-system-*",
     "/usr/lib/xen*/bin/qemu-system-*",
     "/usr/local/lib/xen*/bin/qemu-system-*",
-    "/usr/bin/qemu-system-i386",
 )
+# Some distributions have it in their usual QEMU, others have one without it there.
+USUAL_QEMU = "/usr/bin/qemu-system-i386"
+_MACHINE = b"xenpv"
 _SEARCH = f"{os.defpath}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin"
 _TEMPORARY = 1 << 20
 
@@ -67,7 +69,7 @@ class Xen:
             return Verdict(False, "this system is not Xen's dom0")
         if missing := [tool for tool in TOOLS if _find(tool) is None]:
             return Verdict(False, f"no {', '.join(missing)}: Xen's tools are missing", INSTALL_HINT)
-        if not any(glob.glob(pattern) for pattern in QEMUS):
+        if not any(glob.glob(pattern) for pattern in QEMUS) and not _knows_xen(USUAL_QEMU):
             reason = "Xen's QEMU is missing, which carries a guest's channel"
             return Verdict(False, reason, INSTALL_HINT)
         if refused := [path for path in DEVICES if not os.access(path, os.R_OK | os.W_OK)]:
@@ -135,6 +137,15 @@ def _is_dom0() -> bool:
     try:
         with open(CAPABILITIES, encoding="ascii") as text:
             return "control_d" in text.read()
+    except OSError:
+        return False
+
+
+def _knows_xen(qemu: str) -> bool:
+    """Whether a program of QEMU's has the machine for guests of Xen."""
+    try:
+        with open(qemu, "rb") as file:
+            return _MACHINE in file.read()
     except OSError:
         return False
 

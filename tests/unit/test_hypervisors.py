@@ -249,6 +249,7 @@ def dom0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(xen, "CAPABILITIES", str(tmp_path / "capabilities"))
     monkeypatch.setattr(xen, "DEVICES", (str(tmp_path / "privcmd"), str(tmp_path / "loop-control")))
     monkeypatch.setattr(xen, "QEMUS", (str(tmp_path / "qem*"),))
+    monkeypatch.setattr(xen, "USUAL_QEMU", str(tmp_path / "usual"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(xen, "_SEARCH", "")
     return tmp_path
@@ -274,6 +275,13 @@ def test_what_a_dom0_lacks_is_said(dom0: Path, missing: str, reason: str) -> Non
     with pytest.raises(HypervisorError, match=reason) as caught:
         candidates(Setting("xen", "--hypervisor"), HOST)
     assert caught.value.hint or missing == "capabilities"
+
+
+@pytest.mark.parametrize("machines", [b"..pc..xenpv..", b"..pc..microvm.."])
+def test_the_usual_qemu_counts_where_it_knows_xen(dom0: Path, machines: bytes) -> None:
+    (dom0 / "qemu").unlink()
+    (dom0 / "usual").write_bytes(machines)
+    assert Xen(HOST).verdict().usable == (b"xenpv" in machines)
 
 
 def test_a_guest_of_xen_is_no_dom0(dom0: Path) -> None:
