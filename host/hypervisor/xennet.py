@@ -31,6 +31,8 @@ _HEADER = struct.Struct("=BBHHHH")
 _NEEDS_CHECKSUM = 1
 _LARGEST = 1 << 16
 _NOBODY = 65534
+# The guest takes no more, or not this: an Ethernet may drop it.
+_DROPPED = (errno.ENOBUFS, errno.EMSGSIZE, errno.EINVAL)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -94,7 +96,8 @@ def carry(wire: socket.socket, link: socket.socket) -> None:
         poll = select.poll()
         poll.register(wire, _events(to_wire, to_link))
         poll.register(link, _events(to_link, to_wire))
-        poll.poll()
+        if any(events & select.POLLHUP for _, events in poll.poll()):
+            return
         try:
             if not to_wire and (taken := _received(link)):
                 to_wire = completed(taken)
@@ -104,7 +107,7 @@ def carry(wire: socket.socket, link: socket.socket) -> None:
                 to_wire = b""
             if to_link and _sent(link, to_link):
                 to_link = b""
-        except (OSError, EOFError):
+        except OSError:  # the interface is gone
             return
 
 
@@ -114,14 +117,11 @@ def _events(waiting: bytes, other_way: bytes) -> int:
 
 
 def _received(end: socket.socket) -> bytes:
-    """A frame, or b"" where there is none.  Raises EOFError at the end."""
+    """A frame, or b"" where there is none."""
     try:
-        frame = end.recv(_LARGEST)
+        return end.recv(_LARGEST)
     except BlockingIOError:
         return b""
-    if not frame:
-        raise EOFError
-    return frame
 
 
 def _sent(end: socket.socket, frame: bytes) -> bool:
@@ -131,7 +131,7 @@ def _sent(end: socket.socket, frame: bytes) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno != errno.ENOBUFS:  # the guest takes no more: an Ethernet may drop it
+        if error.errno not in _DROPPED:
             raise
     return True
 
