@@ -145,7 +145,7 @@ def _start(
         None if monitor is None else monitor.fileno(),
         None if warmth is None else warmth.memory,
         None if warmth is None else warmth.devices,
-        _file_servers(plan, capabilities, rundir, console_write, stack),
+        _file_servers(record, capabilities, rundir, console_write, stack),
     )
     record.argv = (
         *sandbox.prefix,
@@ -487,7 +487,7 @@ def _network(
         return None, None, bool
     place = os.path.join(rundir.path, "net")
     shown = Shown("net", place, writable=True)
-    sandbox = _helper_sandbox(plan, capabilities, shown, rundir.path, place, host_network=True)
+    sandbox = _helper_sandbox(record, capabilities, shown, rundir.path, place, host_network=True)
     wire: socket.socket | None = None
     on_network_up: Callable[[], object] = bool
     if capabilities.slirp is None:
@@ -513,7 +513,7 @@ def _network(
 
 
 def _helper_sandbox(
-    plan: LaunchPlan,
+    record: Run,
     capabilities: Capabilities,
     shown: Shown,
     view: str,
@@ -525,7 +525,9 @@ def _helper_sandbox(
 
     Where it has no view of its own, `view` is for it to read and `temporary` to write.
     """
-    match confine.choose(plan.confine, capabilities):
+    # It can be held where the hypervisor's own processes cannot.
+    wish = record.plan.confine if record.hypervisor.confinable else "auto"
+    match confine.choose(wish, capabilities):
         case Confinement.BUBBLEWRAP:
             assert capabilities.bwrap is not None
             return confine.bubblewrap(
@@ -557,14 +559,15 @@ def _shown_itself(plan: LaunchPlan) -> list[Shown]:
 
 
 def _file_servers(
-    plan: LaunchPlan,
+    record: Run,
     capabilities: Capabilities,
     rundir: RunDir,
     output: int,
     stack: contextlib.ExitStack,
 ) -> tuple[tuple[str, int], ...]:
     """Start a server for each directory that has one; tags, and descriptors connected to them."""
-    served, program = _served(plan), capabilities.virtiofsd
+    plan, program = record.plan, capabilities.virtiofsd
+    served = _served(plan)
     if not served or program is None:
         return ()
     # Their sockets have names for as long as it takes to connect.
@@ -572,7 +575,7 @@ def _file_servers(
     for item in plan.shown:
         tag = item.name.partition("/")[0]
         if tag in served:
-            sandbox = _helper_sandbox(plan, capabilities, item, place, place, host_network=False)
+            sandbox = _helper_sandbox(record, capabilities, item, place, place, host_network=False)
             child, wire = fileserver.start(
                 program, sandbox, item, place, output, rundir.ends_with_us
             )

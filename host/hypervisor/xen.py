@@ -31,8 +31,10 @@ QEMUS = (
     "/usr/libexec/xen/bin/qemu-system-*",
     "/usr/lib/xen*/bin/qemu-system-*",
     "/usr/local/lib/xen*/bin/qemu-system-*",
-    "/usr/bin/qemu-system-i386",
 )
+# Some distributions have it in their usual QEMU, others have one without it there.
+USUAL_QEMU = "/usr/bin/qemu-system-i386"
+_MACHINE = b"xenpv"
 _SEARCH = f"{os.defpath}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin"
 _TEMPORARY = 1 << 20
 
@@ -46,8 +48,8 @@ class Xen:
     share: str | None = "xen9p"
     # Its file server numbers files as their file systems do, and those of two may be the same.
     shows_root = False
-    network_device: str | None = None
-    network_by_descriptor = False
+    network_device: str | None = "eth0"
+    network_by_descriptor = True
     host_memory = False
     monitored = False
     exchange = False
@@ -67,7 +69,7 @@ class Xen:
             return Verdict(False, "this system is not Xen's dom0")
         if missing := [tool for tool in TOOLS if _find(tool) is None]:
             return Verdict(False, f"no {', '.join(missing)}: Xen's tools are missing", INSTALL_HINT)
-        if not any(glob.glob(pattern) for pattern in QEMUS):
+        if not any(glob.glob(pattern) for pattern in QEMUS) and not _knows_xen(USUAL_QEMU):
             reason = "Xen's QEMU is missing, which carries a guest's channel"
             return Verdict(False, reason, INSTALL_HINT)
         if refused := [path for path in DEVICES if not os.access(path, os.R_OK | os.W_OK)]:
@@ -83,8 +85,9 @@ class Xen:
 
     def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
         guard = os.path.join(os.path.dirname(__file__), "xenguard.py")
-        words = [sys.executable, "-IS", guard, str(wires.channel), _find("xl") or "xl", scratch_dir]
-        words.append(self.configuration(plan, view, scratch_dir))
+        network = "-" if wires.network is None else str(wires.network)
+        words = [sys.executable, "-IS", guard, str(wires.channel), network, _find("xl") or "xl"]
+        words += [scratch_dir, self.configuration(plan, view, scratch_dir)]
         for device, disk in zip(self.devices, plan.disks, strict=False):
             mode = "rw" if disk.writable else "ro"
             words += ["disk", mode, f"{view}/{disk.view_name}", os.path.basename(device)]
@@ -125,7 +128,10 @@ class Xen:
             "connection=pty,name=dropped",
             f"connection=socket,name={CHANNEL_NAME},path={place}/channel",
         ]
-        for name, entries in (("disk", disks), ("p9", directories), ("channel", channels)):
+        groups = {"disk": disks, "p9": directories, "channel": channels}
+        if plan.network:
+            groups["vif"] = [f"script={place}/attach"]
+        for name, entries in groups.items():
             lines += [f"{name} = [", *(f"    {_quoted(entry)}," for entry in entries), "]"]
         return "\n".join(lines) + "\n"
 
@@ -134,6 +140,15 @@ def _is_dom0() -> bool:
     try:
         with open(CAPABILITIES, encoding="ascii") as text:
             return "control_d" in text.read()
+    except OSError:
+        return False
+
+
+def _knows_xen(qemu: str) -> bool:
+    """Whether a program of QEMU's has the machine for guests of Xen."""
+    try:
+        with open(qemu, "rb") as file:
+            return _MACHINE in file.read()
     except OSError:
         return False
 

@@ -1,6 +1,9 @@
 """The guard of one Xen domain: makes it, carries its channel and console, and leaves nothing of it.
 
-    xenguard.py CHANNEL XL PLACE CONFIGURATION [disk ro|rw FILE DEVICE | share ro|rw PATH TAG]…
+    xenguard.py CHANNEL NETWORK XL PLACE CONFIGURATION \
+        [disk ro|rw FILE DEVICE | share ro|rw PATH TAG]…
+
+NETWORK is a descriptor of the network helper's, or - for none.
 
 A program of its own, by path and with the standard library only.  Whatever ends it, its reaper, a
 process of another session, destroys the domain; when it ends by itself or by SIGTERM, it has waited
@@ -30,12 +33,16 @@ KNOWN = "/run/apppot-xen"
 _QUIET_MS = 1000
 _DESTROY_ATTEMPTS = 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Xen's own script for disks takes seconds, and checks what is known here.
+# Xen's own script for disks takes seconds, and checks what is known here; that for networks changes
+# this host's.
 _ATTACH = """#!/bin/sh
-[ "$1" = add ] || exit 0
-device=$(stat -Lc %t:%T "$(xenstore-read "$XENBUS_PATH/params")")
-exec xenstore-write "$XENBUS_PATH/physical-device" "$device" \\
-    "$XENBUS_PATH/hotplug-status" connected
+case $1 in
+    add) device=$(stat -Lc %t:%T "$(xenstore-read "$XENBUS_PATH/params")") &&
+        xenstore-write "$XENBUS_PATH/physical-device" "$device" || exit ;;
+    online) ;;
+    *) exit 0 ;;
+esac
+exec xenstore-write "$XENBUS_PATH/hotplug-status" connected
 """
 
 
@@ -54,7 +61,7 @@ class Item:
 
 
 def main(argv: Sequence[str]) -> int:
-    channel, xl, place, configuration, *rest = argv
+    channel, network, xl, place, configuration, *rest = argv
     os.environ["PATH"] = f"{os.path.dirname(xl)}:{_PATH}"
     quads = zip(*[iter(rest)] * 4, strict=True)
     items = [Item(kind, mode == "rw", path, name) for kind, mode, path, name in quads]
@@ -66,15 +73,18 @@ def main(argv: Sequence[str]) -> int:
             os.set_inheritable(int(fd), int(fd) < 3)
     try:
         sweep()
-        with reaped(name):
+        with contextlib.ExitStack() as last, reaped(name), contextlib.ExitStack() as first:
             show_directories(items, place)
-            with contextlib.ExitStack() as stack:
-                attach_disks(items, place, stack)
-                create(configuration, place)
-                line = connect(int(channel), name, place)
-                if run("xl", "unpause", name):
-                    raise GuardError("xl unpause failed")
-                line.carry()
+            attach_disks(items, place, first)
+            if network != _NO_NETWORK:
+                load_back_end()
+            create(configuration, place)
+            if network != _NO_NETWORK:
+                last.callback(end, attach_network(int(network), name))
+            line = connect(int(channel), name, place)
+            if run("xl", "unpause", name):
+                raise GuardError("xl unpause failed")
+            line.carry()
     except (GuardError, OSError) as error:
         print(f"xen: {error}", file=sys.stderr)
         return 1
@@ -98,14 +108,19 @@ def run(*words: str, quiet: bool = False) -> int:
         raise
 
 
-def start(*words: str) -> tuple[int, int]:
-    """Start a tool; its pid, and a descriptor with what it says."""
+def start(*words: str, keep: int = 2) -> tuple[int, int]:
+    """Start a tool; its pid, and a descriptor with what it says.  It inherits `keep`."""
     read, write = os.pipe()
-    pid = os.posix_spawnp(
-        words[0], words, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)]
-    )
+    actions = [(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, keep, keep)]
+    pid = os.posix_spawnp(words[0], words, os.environ, file_actions=actions)
     os.close(write)
     return pid, read
+
+
+def end(pid: int) -> None:
+    """End a tool that this process has started."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def ask(*words: str) -> str:
@@ -281,6 +296,37 @@ def create(configuration: str, place: str) -> None:
     status = run("xl", "create", "-e", "-p", path)
     if status:
         raise GuardError(f"xl create ended with status {status}")
+
+
+# -- network ---------------------------------------------------------------------------------
+
+_NO_NETWORK = "-"
+_BACK_END = "/sys/bus/xen-backend/drivers/vif"
+# A guest with these leaves it to its interface to cut a stream into frames.
+_SEGMENTS = ("feature-gso-tcpv4", "feature-gso-tcpv6")
+
+
+def load_back_end() -> None:
+    """Have the kernel's part of guests' networks loaded, which a system with udev has by itself."""
+    if not os.path.isdir(_BACK_END) and run("modprobe", "xen-netback", quiet=True):
+        raise GuardError("the kernel has no xen-netback for a network (see --network none)")
+
+
+def attach_network(wire: int, name: str) -> int:
+    """Connect a domain that does not run yet to the network helper; pid of what carries frames."""
+    number = ask("xl", "domid", name)
+    place = f"/local/domain/0/backend/vif/{number}/0"
+    if run("xenstore-write", *(word for key in _SEGMENTS for word in (f"{place}/{key}", "0"))):
+        raise GuardError("xenstore-write failed")
+    program = os.path.join(os.path.dirname(__file__), "xennet.py")
+    words = (sys.executable, "-IS", program, str(wire), f"vif{number}.0")
+    pid, says = start(*words, keep=wire)
+    os.close(wire)
+    with open(says, encoding="utf-8") as text:
+        if not text.read():
+            end(pid)
+            raise GuardError("the guest has no network")
+    return pid
 
 
 # -- channel and console ---------------------------------------------------------------------

@@ -9,6 +9,7 @@ from tests.lab.image import BUSYBOX, Parts, read_file
 from tests.lab.initramfs import DIRECTORY, PROGRAM, cpio
 from tests.lab.machine import EXCHANGE, Kind, Lab, LabError
 from tests.scenarios import proof
+from tests.scenarios.runner import build_proven
 
 _MARK = "proof:"
 _SECONDS = 900
@@ -30,7 +31,7 @@ cp /boot/vmlinuz-* /tmp/vmlinuz
 cp /lab/{EXCHANGE}/guest.cpio /tmp
 cat >/tmp/guest.cfg <<END
 name = "guest"
-type = "pv"
+type = "@TYPE@"
 kernel = "/tmp/vmlinuz"
 ramdisk = "/tmp/guest.cpio"
 extra = "console=hvc0 {_WORDS}"
@@ -46,13 +47,15 @@ cat /var/log/xen/console/guest-guest.log
 def check(lab: Lab, parts: Parts) -> str:
     """What a guest in the lab says of its hypervisor.  Raises LabError where that is another."""
     busybox = read_file(parts.disk, BUSYBOX)
-    proven = (lab.exchange / "proven").read_bytes()
+    proven = build_proven(lab.place / "proven").read_bytes()
     entries = [(folder, DIRECTORY, b"") for folder in ("bin", "proc", "sys", "dev")]
     entries += [("bin/busybox", PROGRAM, busybox), ("proven", PROGRAM, proven)]
     archive = cpio([*entries, ("init", PROGRAM, _INIT)])
     (lab.exchange / "guest.cpio").write_bytes(archive)
     said = bytearray()
-    lab.run(_KVM if lab.kind is Kind.KVM else _XEN, _SECONDS, said.extend)
+    xen_type = "pvh" if lab.kind is Kind.XEN_PVH else "pv"
+    script = _KVM if lab.kind is Kind.KVM else _XEN.replace("@TYPE@", xen_type)
+    lab.run(script, _SECONDS, said.extend)
     for line in said.decode(errors="replace").splitlines():
         if line.startswith(_MARK):
             (found,) = proof.parse(line.removeprefix(_MARK))

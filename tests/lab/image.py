@@ -5,9 +5,12 @@ Built once for each state of recipe and scripts, kept in the cache.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +39,29 @@ class Parts:
     digest: str
 
 
+@contextmanager
+def alone(name: str) -> Iterator[Path]:
+    """The lab's folder in the cache; one process at a time that makes what is called `name`."""
+    folder = Path(paths.cache_home()) / "lab"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 def build() -> Parts:
     """The lab's parts, made where they are missing."""
+    with alone("parts") as cache:
+        return _build(cache)
+
+
+def _build(cache: Path) -> Parts:
     wanted = recipe.load(str(RECIPES / "hypervisor-lab.toml"))
     digest, _ = builder.build(wanted)
     disk = Path(store.blob_path(store.user_store(), digest))
     scripts = [(RECIPES / name).read_bytes() for name in ("init", "start")]
     key = hashlib.sha256(b"\0".join([disk.name.encode(), *scripts])).hexdigest()
-    folder = Path(paths.cache_home()) / "lab" / key[:16]
+    folder = cache / key[:16]
     parts = Parts(disk, folder / "vmlinuz", folder / "xen", folder / "initramfs", key[:16])
     if not parts.initramfs.exists():
         _make(parts, *scripts)

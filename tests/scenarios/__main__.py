@@ -9,8 +9,6 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from apppot.host.hypervisor import KNOWN
-
 from tests.scenarios import suite
 from tests.scenarios.runner import HYPERVISORS, IMAGE, Runner, build_proven, table
 
@@ -22,12 +20,11 @@ def main() -> int:
     parser.add_argument("--image", default=IMAGE, help="the base image: a name or a path")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one scenario")
     parser.add_argument("--proven", type=Path, help="the compiled proven.c")
+    parser.add_argument("--also", type=Path, help="a file with more scenarios")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     asked = parser.parse_args()
-    if asked.hypervisor not in {kind.name for kind in KNOWN}:
-        sys.stderr.write(f"{asked.hypervisor}: not built yet\n")
-        return 1
-    chosen = [item for item in suite.load() if not asked.names or item.name in asked.names]
+    known = suite.load() + (suite.load(asked.also) if asked.also else ())
+    chosen = [item for item in known if not asked.names or item.name in asked.names]
     if unknown := set(asked.names) - {item.name for item in chosen}:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="scenarios-") as place:

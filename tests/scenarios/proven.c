@@ -61,7 +61,7 @@ static void value(char *text, int size, const char *path, const char *key)
 
 int main(int count, char **words)
 {
-    char plain[13], prefixed[13], vendor[64], type[64], line[512];
+    char plain[13], prefixed[13], vendor[64], type[64], guest[64], line[512];
     struct utsname name;
     int fd, size;
 
@@ -73,9 +73,10 @@ int main(int count, char **words)
     signal(SIGILL, SIG_DFL);
     value(vendor, sizeof vendor, "/proc/cpuinfo", "vendor_id");
     value(type, sizeof type, "/sys/hypervisor/type", "");
+    value(guest, sizeof guest, "/sys/hypervisor/guest_type", "");
     uname(&name);
-    size = snprintf(line, sizeof line, "%s\t%s\t%s\t%s\t%s\n", name.release, vendor, plain,
-                    prefixed, type);
+    size = snprintf(line, sizeof line, "%s\t%s\t%s\t%s\t%s\t%s\n", name.release, vendor, plain,
+                    prefixed, type, guest);
     fd = open("proofs", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (fd < 0 || write(fd, line, size) != size) {
         perror("proofs");

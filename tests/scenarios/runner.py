@@ -20,7 +20,7 @@ from tests.scenarios import proof
 from tests.scenarios.suite import Scenario, Transcript, write
 
 IMAGE = "debian-12"
-HYPERVISORS = ("uml", "kvm", "xen", "qemu")
+HYPERVISORS = ("uml", "kvm", "xen", "xen-pvh", "qemu")
 PROVEN_SOURCE = Path(__file__).parent / "proven.c"
 _LAUNCHER = (
     f"#!/bin/sh\nexec {sys.executable} -c 'from apppot.host.cli import main; main()' \"$@\"\n"
@@ -67,7 +67,8 @@ class Runner:
 
     def environment(self, own: Path) -> dict[str, str]:
         """The caller's pot and images, nothing else of what he has configured or kept."""
-        kept = {name: value for name, value in os.environ.items() if name in _KEPT}
+        kept = {key: value for key, value in os.environ.items() if key in _KEPT}
+        name, _, xen_type = self.hypervisor.partition("-")
         return {
             "APPPOT_SITE_STORE": paths.data_home(),
             "APPPOT_POT": paths.pot_home(),
@@ -78,7 +79,8 @@ class Runner:
             **{f"XDG_{kind}_HOME": f"{own}/{kind.lower()}" for kind in ("DATA", "STATE", "CONFIG")},
             "XDG_CACHE_HOME": str(Path(paths.cache_home()).parent),
             "IMAGE": self.image,
-            "RUN": f"apppot run --hypervisor {self.hypervisor} --network none",
+            "RUN": f"apppot run --hypervisor {name} --network none",
+            "APPPOT_XEN_TYPE": xen_type or "pv",
         }
 
     def run(self, scenario: Scenario) -> Result:
@@ -87,11 +89,12 @@ class Runner:
         work.mkdir()
         shutil.copy(self.proven, work / "proven")
         began = time.monotonic()
-        seen = _run_shell(scenario.script, work, self.environment(own), self.limit)
+        seen, ended = _run_shell(scenario.script, work, self.environment(own), self.limit)
         seconds = time.monotonic() - began
         proofs = work / "proofs"
         noted = proof.parse(proofs.read_text()) if proofs.exists() else []
-        problem = _difference(scenario.golden, seen) or self._doubt(noted)
+        problem = "" if ended else "it did not end in time\n"
+        problem += _difference(scenario.golden, seen) or self._doubt(noted)
         evidence = "; ".join(sorted({item.evidence() for item in noted}))
         shutil.rmtree(own)
         return Result(scenario.name, seconds, problem, evidence)
@@ -114,8 +117,8 @@ _KEPT = (
 
 def _run_shell(
     script: bytes, work: Path, env: Mapping[str, str], limit: float
-) -> Transcript | None:
-    """What a script for the shell left; None where it took too long."""
+) -> tuple[Transcript, bool]:
+    """What a script for the shell left, and whether it ended by itself in time."""
     process = subprocess.Popen(
         ["sh", "-c", os.fsdecode(script)],
         cwd=work,
@@ -129,15 +132,13 @@ def _run_shell(
         stdout, stderr = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return None
-    return Transcript(process.returncode, stdout, stderr)
+        stdout, stderr = process.communicate()
+        return Transcript(124, stdout, stderr), False
+    return Transcript(process.returncode, stdout, stderr), True
 
 
-def _difference(golden: Transcript, seen: Transcript | None) -> str:
+def _difference(golden: Transcript, seen: Transcript) -> str:
     """How a transcript differs from the golden one, as lines, or ""."""
-    if seen is None:
-        return "it did not end in time"
     if seen == golden:
         return ""
     wanted, got = write(golden).splitlines(), write(seen).splitlines()

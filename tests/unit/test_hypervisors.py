@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from apppot.host import fileserver, planning
 from apppot.host.capabilities import Capabilities, limited
 from apppot.host.config import Setting
 from apppot.host.errors import HypervisorError
-from apppot.host.hypervisor import candidates, memory, qemu, xen, xenguard
+from apppot.host.hypervisor import candidates, memory, qemu, xen, xenguard, xennet
 from apppot.host.hypervisor.base import Wires
 from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.hypervisor.uml import Uml
@@ -266,7 +268,7 @@ BINDS = (
 
 def test_golden_configuration_of_a_domain() -> None:
     request = planning.Request(IMAGE, (b"true",), binds=BINDS)
-    made = plan(request, XEN, network="none", scratch="1G", xen_type="pvh")
+    made = plan(request, XEN, scratch="1G", xen_type="pvh")
     assert Xen(HOST).configuration(made, "/shm/apppot-0-1/view", "/shm/apppot-0-1/uml") == (
         """name = "apppot-0-1"
 type = "pvh"
@@ -293,22 +295,32 @@ channel = [
     "connection=pty,name=dropped",
     "connection=socket,name=org.apppot.0,path=P/channel",
 ]
+vif = [
+    "script=P/attach",
+]
 """.replace("P/", "/shm/apppot-0-1/uml/")
     )
 
 
 def test_the_guard_is_told_of_files_and_who_may_write() -> None:
     request = planning.Request(IMAGE, (b"true",), binds=BINDS)
-    made = plan(request, XEN, network="none")
-    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/uml", Wires(9))
+    made = plan(request, XEN)
+    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/uml", Wires(9, 11))
     assert words[2].endswith("/xenguard.py")
-    assert words[3] == "9"
-    assert words[7:] == [
+    assert words[3:5] == ["9", "11"]
+    assert words[8:] == [
         *("disk", "ro", "/view/runtime", "xvda", "disk", "ro", "/view/run/drive", "xvdb"),
         *("disk", "ro", "/view/image0", "xvdc"),
         *("share", "ro", "/view/bind0", "bind0", "share", "ro", "/view/bind1/motd", "bind1"),
         *("share", "rw", "/view/job", "job"),
     ]
+
+
+def test_a_domain_without_a_network() -> None:
+    made = plan(ground=XEN, network="none")
+    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/uml", Wires(9))
+    assert words[4] == "-"
+    assert "vif" not in Xen(HOST).configuration(made, "/view", "/run/apppot-0-1/uml")
 
 
 def test_memory_of_a_domain_is_no_less_than_asked_for() -> None:
@@ -325,12 +337,6 @@ def test_words_that_xl_cannot_read_are_refused() -> None:
 def test_what_xen_cannot_do_is_refused() -> None:
     with pytest.raises(planning.Unsuited, match="many file systems"):
         plan(planning.Request(None, (b"true",)), XEN, network="none")
-    with pytest.raises(planning.Unsuited, match="xen has no network"):
-        plan(ground=XEN, network="user")
-    with pytest.raises(planning.Unsuited, match="xen has no network"):
-        plan(planning.Request(IMAGE, (), forwards=((80, 80),)), XEN)
-    assert [word for word in plan(ground=XEN).warnings if "no network" in word]
-    assert plan(ground=XEN, network="none").warnings == ()
 
 
 def test_a_confinement_that_is_asked_for_rules_xen_out() -> None:
@@ -355,6 +361,7 @@ def dom0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(xen, "CAPABILITIES", str(tmp_path / "capabilities"))
     monkeypatch.setattr(xen, "DEVICES", (str(tmp_path / "privcmd"), str(tmp_path / "loop-control")))
     monkeypatch.setattr(xen, "QEMUS", (str(tmp_path / "qem*"),))
+    monkeypatch.setattr(xen, "USUAL_QEMU", str(tmp_path / "usual"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(xen, "_SEARCH", "")
     return tmp_path
@@ -380,6 +387,13 @@ def test_what_a_dom0_lacks_is_said(dom0: Path, missing: str, reason: str) -> Non
     with pytest.raises(HypervisorError, match=reason) as caught:
         candidates(Setting("xen", "--hypervisor"), HOST)
     assert caught.value.hint or missing == "capabilities"
+
+
+@pytest.mark.parametrize("machines", [b"..pc..xenpv..", b"..pc..microvm.."])
+def test_the_usual_qemu_counts_where_it_knows_xen(dom0: Path, machines: bytes) -> None:
+    (dom0 / "qemu").unlink()
+    (dom0 / "usual").write_bytes(machines)
+    assert Xen(HOST).verdict().usable == (b"xenpv" in machines)
 
 
 def test_a_guest_of_xen_is_no_dom0(dom0: Path) -> None:
@@ -430,3 +444,46 @@ def test_the_guard_ends_with_either_end(
     guard, launcher, guest = line
     (launcher if gone == "launcher" else guest).close()
     assert not guard.turn()
+
+
+def test_a_checksum_that_the_guest_left_open() -> None:
+    """UDP from 10.0.2.100 to 10.0.2.3, of three bytes; its checksum by hand."""
+    addresses = bytes([10, 0, 2, 100, 10, 0, 2, 3])
+    pseudo = sum(struct.unpack("!4H", addresses)) + 17 + 11
+    datagram = struct.pack("!4H", 1024, 53, 11, pseudo) + b"abc"
+    taken = xennet._HEADER.pack(1, 0, 0, 0, 4, 6) + b"head" + datagram
+    frame = xennet.completed(taken)
+    assert (frame[:10], frame[12:]) == (b"head" + datagram[:6], b"abc")
+    # A receiver's sum over all words, the checksum's too, is all ones.
+    words = struct.unpack("!6H", frame[4:] + b"\0")
+    total = sum(struct.unpack("!4H", addresses)) + 17 + 11 + sum(words)
+    assert total % 0xFFFF == 0
+    assert xennet.completed(xennet._HEADER.pack(0, 0, 0, 0, 4, 6) + frame) == frame
+    assert xennet.completed(xennet._HEADER.pack(2, 0, 0, 0, 0, 0) + frame) == frame
+
+
+@pytest.fixture
+def network() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The network helper's end and the guest's of what carries frames."""
+    helper, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    guest, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with helper, guest:
+        thread = threading.Thread(target=xennet.carry, args=(wire, link))
+        thread.start()
+        yield helper, guest
+        helper.close()
+        thread.join()
+    wire.close()
+    link.close()
+
+
+def test_frames_both_ways(network: tuple[socket.socket, socket.socket]) -> None:
+    helper, guest = network
+    header = bytes(xennet._HEADER.size)
+    helper.send(b"to the guest")
+    assert guest.recv(99) == header + b"to the guest"
+    # More than fits at once: what is not read yet waits, in order.
+    sender = threading.Thread(target=lambda: [guest.send(header + b"%d" % n) for n in range(2000)])
+    sender.start()
+    assert [int(helper.recv(99)) for _ in range(2000)] == list(range(2000))
+    sender.join()

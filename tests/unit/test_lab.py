@@ -45,6 +45,12 @@ def test_processors_are_emulated_and_can_virtualise(kind: Kind) -> None:
     assert {"+svm", "+npt"} <= set(words[words.index("-cpu") + 1].split(","))
 
 
+def test_both_types_of_xens_guests_share_a_lab() -> None:
+    kvm, pv, pvh = (machine.argv(kind, PARTS, Path("/place"), {}) for kind in Kind)
+    assert kvm != pv == pvh
+    assert Kind.XEN_PVH.boots == Kind.XEN.boots == "xen"
+
+
 def test_xen_boots_the_kernel_as_its_first_module() -> None:
     words = machine.argv(Kind.XEN, PARTS, Path("/place"), {})
     assert words[words.index("-kernel") + 1] == "/xen"

@@ -46,13 +46,14 @@ def test_a_transcript_is_written_as_it_is_read() -> None:
 @pytest.mark.parametrize(
     ("line", "hypervisor"),
     [
-        ("7.2\tUser Mode Linux\tKVMKVMKVM\t\t", "uml"),
-        ("7.2\tAuthenticAMD\tKVMKVMKVM\t\t", "kvm"),
-        ("7.2\tAuthenticAMD\tTCGTCGTCGTCG\t\t", "qemu"),
-        ("7.2\tAuthenticAMD\tTCGTCGTCGTCG\tXenVMMXenVMM\txen", "xen"),
-        ("7.2\tAuthenticAMD\tXenVMMXenVMM\t\txen", "xen"),
-        ("7.2\tAuthenticAMD\tTCGTCGTCGTCG\t\txen", "qemu"),
-        ("7.2\tGenuineIntel\t\t\t", "unknown (no signature)"),
+        ("7.2\tUser Mode Linux\tKVMKVMKVM\t\t\t", "uml"),
+        ("7.2\tAuthenticAMD\tKVMKVMKVM\t\t\t", "kvm"),
+        ("7.2\tAuthenticAMD\tTCGTCGTCGTCG\t\t\t", "qemu"),
+        ("7.2\tAuthenticAMD\tTCGTCGTCGTCG\tXenVMMXenVMM\txen\tPV", "xen"),
+        ("7.2\tAuthenticAMD\tXenVMMXenVMM\t\txen\tPVH", "xen-pvh"),
+        ("7.2\tAuthenticAMD\tXenVMMXenVMM\t\txen\tHVM", "another type of Xen's"),
+        ("7.2\tAuthenticAMD\tTCGTCGTCGTCG\t\txen\tPV", "qemu"),
+        ("7.2\tGenuineIntel\t\t\t\t", "unknown (no signature)"),
     ],
 )
 def test_what_a_guest_ran_on(line: str, hypervisor: str) -> None:
