@@ -60,13 +60,13 @@ class Kind(StrEnum):
                 return "qemu64,+svm,+npt"
 
     def timing(self) -> tuple[str, ...]:
-        """One processor, and what its clock is."""
+        """How many processors, and what their clock is."""
         match self:
             case Kind.KVM:
                 # Not counted: leaving the processor's loop when a count is up, QEMU 7.2
                 # delivers once more what KVM has just injected, now with interrupts off, and the
                 # guest's kernel waits for a lock of its own for ever.
-                return ("-accel", "tcg,thread=multi", "-smp", "1")
+                return ("-accel", "tcg,thread=multi", "-smp", "2")
             case Kind.XEN | Kind.XEN_PVH:
                 # A second is a number of instructions, whatever else the machine does: all time
                 # limits in the lab, those of Xen's tools too, are those of an idle machine.

@@ -24,8 +24,9 @@ from tests.scenarios.runner import IMAGE, Result, build_proven
 # On a machine that has much else to do.
 UP_SECONDS = 1200
 MONTH = 30 * 86400
-# In the lab's own seconds, of which the longest takes 50; and on a machine that others use too.
-LIMIT = 300
+# In the lab's own seconds, which KVM's counts as this machine does; and on a machine that others
+# use too.
+LIMIT = 600
 SCENARIO_SECONDS = 900
 SUITE = """
 cd /lab/tree
