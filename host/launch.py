@@ -361,7 +361,7 @@ def _sandbox(
         # the guest shows that file only.
         source = os.path.dirname(item.source) if file else item.source
         os.symlink(os.path.abspath(source), os.path.join(view, folder))
-    own = rundir.directory("uml")
+    own = rundir.directory("vm")
     if record.confinement is Confinement.LANDLOCK:
         disks = [Shown("", f"/proc/self/fd/{fd}", writable=True) for fd in files]
         return confine.landlocked(

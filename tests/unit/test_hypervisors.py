@@ -269,7 +269,7 @@ BINDS = (
 def test_golden_configuration_of_a_domain() -> None:
     request = planning.Request(IMAGE, (b"true",), binds=BINDS)
     made = plan(request, XEN, scratch="1G", xen_type="pvh")
-    assert Xen(HOST).configuration(made, "/shm/apppot-0-1/view", "/shm/apppot-0-1/uml") == (
+    assert Xen(HOST).configuration(made, "/shm/apppot-0-1/view", "/shm/apppot-0-1/vm") == (
         """name = "apppot-0-1"
 type = "pvh"
 kernel = "/shm/apppot-0-1/view/kernel"
@@ -298,14 +298,14 @@ channel = [
 vif = [
     "script=P/attach",
 ]
-""".replace("P/", "/shm/apppot-0-1/uml/")
+""".replace("P/", "/shm/apppot-0-1/vm/")
     )
 
 
 def test_the_guard_is_told_of_files_and_who_may_write() -> None:
     request = planning.Request(IMAGE, (b"true",), binds=BINDS)
     made = plan(request, XEN)
-    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/uml", Wires(9, 11))
+    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/vm", Wires(9, 11))
     assert words[2].endswith("/xenguard.py")
     assert words[3:5] == ["9", "11"]
     assert words[8:] == [
@@ -318,20 +318,20 @@ def test_the_guard_is_told_of_files_and_who_may_write() -> None:
 
 def test_a_domain_without_a_network() -> None:
     made = plan(ground=XEN, network="none")
-    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/uml", Wires(9))
+    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/vm", Wires(9))
     assert words[4] == "-"
-    assert "vif" not in Xen(HOST).configuration(made, "/view", "/run/apppot-0-1/uml")
+    assert "vif" not in Xen(HOST).configuration(made, "/view", "/run/apppot-0-1/vm")
 
 
 def test_memory_of_a_domain_is_no_less_than_asked_for() -> None:
     made = plan(ground=XEN, network="none", memory="100000K")
-    assert "memory = 98\n" in Xen(HOST).configuration(made, "/view", "/run/a/uml")
+    assert "memory = 98\n" in Xen(HOST).configuration(made, "/view", "/run/a/vm")
 
 
 def test_words_that_xl_cannot_read_are_refused() -> None:
     made = plan(planning.Request(IMAGE, (), extra=('a="b"',)), XEN, network="none")
     with pytest.raises(HypervisorError, match="no way to write"):
-        Xen(HOST).configuration(made, "/view", "/run/a/uml")
+        Xen(HOST).configuration(made, "/view", "/run/a/vm")
 
 
 def test_what_xen_cannot_do_is_refused() -> None:
