@@ -89,11 +89,10 @@ def test_a_pc_with_other_disks(kernel: layout.MachineKernel, tmp_path: Path) -> 
     script = """uname -r; mount -t 9p -o trans=virtio,ro share /mnt && cat /mnt/word; echo
         basename "$(readlink -f /sys/class/net/eth0/device/driver)"; exit 7"""
     devices = [
-        # Disks of one kind on several ports get their names in the order in which they answer.
-        *("-device", "nvme,id=nvme,serial=1"),
-        *disk("root", layout.find_pot().runtime, "nvme-ns,bus=nvme,nsid=1"),
-        *disk("base", store.resolve(IMAGE).path, "nvme-ns,bus=nvme,nsid=2"),
-        *disk("job", job_drive(tmp_path, script, "/dev/nvme0n2"), "ide-hd,bus=ide.0"),
+        # Of each kind one: several get their names in the order in which they answer.
+        *disk("root", layout.find_pot().runtime, "nvme,serial=1"),
+        *disk("base", store.resolve(IMAGE).path, "ide-cd,bus=ide.1"),
+        *disk("job", job_drive(tmp_path, script, "/dev/sr0"), "ide-hd,bus=ide.0"),
         *("-device", "e1000,netdev=net", "-netdev", "user,id=net,restrict=on"),
         *("-virtfs", f"local,path={tmp_path},mount_tag=share,security_model=none,readonly=on"),
     ]
