@@ -135,13 +135,13 @@ def _start(
     _write_drive(plan, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
-    helper, wire, on_network_up = _network(record, capabilities, rundir, stack)
+    helper = _network(record, capabilities, rundir, stack)
     ours, theirs = socket.socketpair()
     stack.callback(ours.close)
     orders, monitor = _monitor(hypervisor, stack)
     wires = Wires(
         theirs.fileno(),
-        None if wire is None else wire.fileno(),
+        None if helper.wire is None else helper.wire.fileno(),
         None if monitor is None else monitor.fileno(),
         None if warmth is None else warmth.memory,
         None if warmth is None else warmth.devices,
@@ -165,6 +165,7 @@ def _start(
     theirs.close()
     os.close(console_write)
     # While the guest boots: nothing waits for it.
+    on_network_up = _once_connected(plan, helper, net)
     book = None if open_book is None else open_book()
     listener = None if book is None else stack.enter_context(book.open(rundir.path))
     record.console = Console(console_read, _log(plan, stack))
@@ -174,7 +175,7 @@ def _start(
         monitor.close()
         record.monitor = _connected(orders, stack) if warmth is None else warmth.attach(orders)
     relay = _relay(
-        *(record, ours.fileno(), vm, exchange, tty, helper, read_stdin, book, listener),
+        *(record, ours.fileno(), vm, exchange, tty, helper.output, read_stdin, book, listener),
         on_network_up,
         None if warmth is None else warmth.hello,
     )
@@ -289,17 +290,29 @@ def _joined(record: Run, exchange: str | None, relay: Relay) -> Joined:
     return Joined(record.plan.job, exchange, record.hypervisor.window, relay.send, relay.stop)
 
 
-def _connected_to_slirp(plan: LaunchPlan, helper: Child, connected: int, net: str) -> None:
-    """Guard the helper, and open the plan's ports: it takes orders only from now on."""
-    try:
-        network.guard(helper.pid, connected)
-    except OSError as error:
-        sys.stderr.write(
-            "apppot: warning: root in the guest can reach this host's loopback: the network helper "
-            f"cannot be guarded here ({error.strerror})\n"
-        )
-    for host_port, guest_port in plan.forwards:
-        network.forward(net, host_port, guest_port)
+def _once_connected(plan: LaunchPlan, helper: _Helper, net: str) -> Callable[[], object]:
+    """What is to be done once the guest's interface is up, before its payload starts.
+
+    slirp4netns is guarded, and opens the plan's ports: it takes orders only from then on.
+    """
+    if helper.slirp is None:
+        return bool
+    from apppot.host import netguard
+
+    child, connected = helper.slirp
+
+    def step() -> None:
+        try:
+            netguard.guard(child.pid, connected)
+        except OSError as error:
+            sys.stderr.write(
+                "apppot: warning: root in the guest can reach this host's loopback: the network "
+                f"helper cannot be guarded here ({error.strerror})\n"
+            )
+        for host_port, guest_port in plan.forwards:
+            network.forward(net, host_port, guest_port)
+
+    return step
 
 
 def _check_file_size(plan: LaunchPlan, needs: Surroundings) -> None:
@@ -473,23 +486,30 @@ def _write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
         raise _not_copied(os.path.dirname(os.path.realpath(path)), error) from error
 
 
+@dataclass(frozen=True)
+class _Helper:
+    """The network helper that was started, or none.
+
+    `output` is the descriptor with what it prints, `wire` its end for a hypervisor that takes one;
+    of one that does not, the output says when the helper is ready.  `slirp` is slirp4netns, and the
+    descriptor that says when it has taken the guest's connection.
+    """
+
+    output: int | None = None
+    wire: socket.socket | None = None
+    slirp: tuple[Child, int] | None = None
+
+
 def _network(
     record: Run, capabilities: Capabilities, rundir: RunDir, stack: contextlib.ExitStack
-) -> tuple[int | None, socket.socket | None, Callable[[], object]]:
-    """Start the network helper.
-
-    Returns the descriptor with its output, and its end for a hypervisor that takes one; of one
-    that does not, the output says when the helper is ready.  Also what is to be done once the
-    guest's interface is up, before its payload starts.
-    """
+) -> _Helper:
+    """Start the network helper."""
     plan = record.plan
     if not plan.network:
-        return None, None, bool
+        return _Helper()
     place = os.path.join(rundir.path, "net")
     shown = Shown("net", place, writable=True)
     sandbox = _helper_sandbox(record, capabilities, shown, rundir.path, place, host_network=True)
-    wire: socket.socket | None = None
-    on_network_up: Callable[[], object] = bool
     if capabilities.slirp is None:
         from apppot.host import usernet
 
@@ -498,18 +518,18 @@ def _network(
             capabilities.qemu, sandbox, plan.forwards, rundir.ends_with_us
         )
         stack.callback(child.kill)
-    else:
-        child, output, connected = network.start(
-            capabilities.slirp, sandbox, "net", rundir.ends_with_us
-        )
-        stack.callback(child.kill)
-        stack.callback(os.close, connected)
-        on_network_up = partial(_connected_to_slirp, plan, child, connected, place)
-        if record.hypervisor.network_by_descriptor:
-            wire = network.connect(output, place)
-    if wire is not None:
         stack.callback(wire.close)
-    return output, wire, on_network_up
+        return _Helper(output, wire)
+    child, output, connected = network.start(
+        capabilities.slirp, sandbox, "net", rundir.ends_with_us
+    )
+    stack.callback(child.kill)
+    stack.callback(os.close, connected)
+    if not record.hypervisor.network_by_descriptor:
+        return _Helper(output, slirp=(child, connected))
+    wire = network.connect(output, place)
+    stack.callback(wire.close)
+    return _Helper(output, wire, (child, connected))
 
 
 def _helper_sandbox(

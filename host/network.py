@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from apppot.host.confine import Sandbox
@@ -19,13 +18,12 @@ if TYPE_CHECKING:
 READY = b"Waiting for connection"
 _SOCKET, _API = "bess.sock", "api.sock"
 _API_SECONDS = 5.0
-_PIDFD_GETFD = 438
 
 
 def start(
     program: str, sandbox: Sandbox, net_name: str, announce: Callable[[int], object]
 ) -> tuple[Child, int, int]:
-    """Start the helper; returns it, a descriptor with what it prints, and one for `guard`.
+    """Start the helper; returns it, a descriptor with what it prints, and one for `netguard`.
 
     It is ready once READY stands there; the other speaks when the guest has connected.  Outbound
     only, the host's loopback closed.  The view's directory `net_name` gets its sockets.  `announce`
@@ -66,51 +64,6 @@ def connect(output: int, directory: str) -> socket.socket:
     wire = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     wire.connect(os.path.join(directory, _SOCKET))
     return wire
-
-
-def guard(helper: int, connected: int) -> None:
-    """Keep what the guest's root makes up for the host's loopback from the helper.
-
-    `helper` is the process that was started, and `connected` says when it has taken the guest's
-    connection, of which it is soon.  Raises OSError where the host's kernel lets nobody at
-    another process's socket.
-    """
-    import select
-    import socket
-
-    from apppot.host import netfilter
-
-    select.select([connected], [], [], _API_SECONDS)
-    for held in _sockets(helper):
-        with held:
-            kind = held.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
-            listens = held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if kind == socket.SOCK_SEQPACKET and not listens:
-                netfilter.attach(held, netfilter.SLIRP)
-                return
-    raise OSError(errno.ENOTCONN, "no guest is connected to it")
-
-
-def _sockets(pid: int) -> Iterator[socket.socket]:
-    """The sockets of a process and its descendants, as descriptors of ours."""
-    import ctypes
-    import socket
-
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    pids = [pid]
-    for pid in pids:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as text:
-            pids += [int(word) for word in text.read().split()]
-        watch = os.pidfd_open(pid)
-        try:
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                    fd = call(_PIDFD_GETFD, watch, int(name), 0)
-                    if fd < 0:
-                        raise OSError(ctypes.get_errno(), "pidfd_getfd")
-                    yield socket.socket(fileno=fd)
-        finally:
-            os.close(watch)
 
 
 def forward(directory: str, host_port: int, guest_port: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from apppot.host import confine, netfilter, network, usernet
+from apppot.host import confine, netfilter, netguard, network, usernet
 from apppot.host.errors import HypervisorError
 from network_frames import ask, syn
 
@@ -99,11 +99,11 @@ def test_slirp4netns_is_guarded_from_outside(
     """It takes a frame to 127.0.0.1 there, until it is; once is for good."""
     pid, connected, wire = slirp
     assert reaches(listener, wire, "127.0.0.1"), "the attack itself does not work"
-    network.guard(pid, connected)
+    netguard.guard(pid, connected)
     for address in ("10.0.2.2", "127.0.0.1", "127.0.0.53", "0.0.0.0"):
         assert not reaches(listener, wire, address), address
     with pytest.raises(PermissionError):
-        network.guard(pid, connected)
+        netguard.guard(pid, connected)
 
 
 @needs_slirp
@@ -111,7 +111,7 @@ def test_a_helper_that_nobody_is_connected_to_cannot_be_guarded() -> None:
     sleeper = subprocess.Popen(["sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE)
     assert sleeper.stdout is not None
     with pytest.raises(OSError, match="no guest"):
-        network.guard(sleeper.pid, sleeper.stdout.fileno())
+        netguard.guard(sleeper.pid, sleeper.stdout.fileno())
     sleeper.kill()
     sleeper.communicate()
 
