@@ -88,6 +88,17 @@ def test_a_panic_is_told_with_the_consoles_last_lines(apppot: Launcher) -> None:
     assert "QEMU says why: guest-reset" in text
 
 
+def test_a_triple_fault_is_told_with_qemus_reason(apppot: Launcher) -> None:
+    """Its kernel resets the machine by one (reboot=t)."""
+    script = "uname -r; echo b >/proc/sysrq-trigger; sleep 100"
+    result = apppot(*QEMU, *QUIET, "-u", "root", IMAGE, "sh", "-c", script)
+    assert result.status == 125
+    text = result.err.decode()
+    assert "reported no status of the payload" in text
+    assert "guest-reset" in text
+    assert "sysrq: Resetting" in text, "the console's last lines"
+
+
 def test_exec_joins_without_an_exchange_directory(apppot: Launcher) -> None:
     running = apppot.start(
         *QEMU, *QUIET, "--name", "joined", IMAGE, "sh", "-c", "uname -r; exec sleep 60"
