@@ -27,7 +27,7 @@ QEMU = "qemu-system-x86_64"
 MEMORY = 3584  # MB; pages that nobody touches cost nothing
 DOM0_MEMORY = 1200
 EXCHANGE = "exchange"
-# The variable with how many processors a lab has that does not count, for measurements.
+# The variable with how many processors the KVM lab has, for measurements.
 PROCESSORS = "LAB_PROCESSORS"
 # Where the console of a lab that failed is kept.
 KEPT = ROOT / "build" / "lab"
@@ -64,14 +64,13 @@ class Kind(StrEnum):
     def timing(self) -> tuple[str, ...]:
         """How many processors, and what their clock is."""
         match self:
-            case Kind.KVM | Kind.XEN_PVH:
-                # Not counted: leaving the processor's loop when a count is up, QEMU 7.2 delivers
-                # once more the interrupt that was just injected into a guest which has the
-                # processor's virtualisation, now with interrupts off, and the guest's kernel waits
-                # for a lock of its own for ever.  Nor more than one for tests: processors that
-                # order each other to do things leave that loop as well.
+            case Kind.KVM:
+                # Not counted: leaving the processor's loop when a count is up, QEMU 7.2
+                # delivers once more what KVM has just injected, now with interrupts off, and the
+                # guest's kernel waits for a lock of its own for ever.  Nor more than one for tests:
+                # processors that order each other to do things leave that loop as well.
                 return ("-accel", "tcg,thread=multi", "-smp", os.environ.get(PROCESSORS, "1"))
-            case Kind.XEN:
+            case Kind.XEN | Kind.XEN_PVH:
                 # A second is a number of instructions, whatever else the machine does: all time
                 # limits in the lab, those of Xen's tools too, are those of an idle machine.
                 # Without it, one unlucky first measurement of the processor's clock made Xen's
