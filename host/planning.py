@@ -11,8 +11,7 @@ from apppot.guest.protocol.job import HOME, JOB_DIR, SEARCH_PATH, Job, Layer, Mo
 from apppot.host.caller import Caller
 from apppot.host.capabilities import Memory
 from apppot.host.config import Setting
-from apppot.host.errors import Unsuited as Unsuited
-from apppot.host.errors import UsageError
+from apppot.host.errors import Unsuited, UsageError
 from apppot.host.hypervisor.base import Hypervisor
 from apppot.host.images.store import Image, Record
 from apppot.host.jobfiles import plan_files

@@ -295,7 +295,7 @@ class Prepared:
 
         if not os.path.isdir(os.path.join(paths.cache_home(), "warm")):
             return None
-        from apppot.host.planning import Unsuited
+        from apppot.host.errors import Unsuited
         from apppot.host.warm import key, store
 
         try:
@@ -348,7 +348,7 @@ class Prepared:
 
     def _plan_for_first(self) -> bool:
         from apppot.host import planning
-        from apppot.host.errors import PotError
+        from apppot.host.errors import PotError, Unsuited
         from apppot.host.hypervisor import memory
 
         if self.request.image is None and self.request.cow is None:
@@ -360,7 +360,7 @@ class Prepared:
             if not self.is_last and memory.recall(self.hypervisor.name, self.ground.kernel.digest):
                 return False
             self.plan = planning.make_plan(self.request, self.settings, self.caller, self.ground)
-        except (PotError, planning.Unsuited) as error:
+        except (PotError, Unsuited) as error:
             self._problems[self.hypervisor.name] = error
             if self.is_last:
                 # What User-Mode Linux lacks tells most: it needs the least.
@@ -641,7 +641,7 @@ def check_kernel_file(setting: Setting, hypervisor: Hypervisor) -> None:
 
     One for a machine is a bzImage, or an ELF file that is linked to the high half of memory.
     """
-    from apppot.host.planning import Unsuited
+    from apppot.host.errors import Unsuited
 
     if setting.value is None:
         return

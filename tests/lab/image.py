@@ -5,20 +5,17 @@ Built once for each state of recipe and scripts, kept in the cache.
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from apppot.host import paths
 from apppot.host.images import builder, recipe, store
 from apppot.host.process import run
 
 from tests.lab.initramfs import DIRECTORY, FILE, PROGRAM, cpio
+from tests.scenarios.images import alone
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUSYBOX = "/usr/bin/busybox"
@@ -39,19 +36,9 @@ class Parts:
     digest: str
 
 
-@contextmanager
-def alone(name: str) -> Iterator[Path]:
-    """The lab's folder in the cache; one process at a time that makes what is called `name`."""
-    folder = Path(paths.cache_home()) / "lab"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
-
-
 def build() -> Parts:
     """The lab's parts, made where they are missing."""
-    with alone("parts") as cache:
+    with alone("lab", "parts.lock") as cache:
         return _build(cache)
 
 

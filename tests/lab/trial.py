@@ -15,7 +15,7 @@ from pathlib import Path
 from apppot.host import paths
 
 from tests.lab import guest
-from tests.lab.image import ROOT, Parts, alone
+from tests.lab.image import ROOT, Parts
 from tests.lab.machine import EXCHANGE, Kind, Lab, fingerprint
 from tests.lab.report import Column
 from tests.scenarios import images, suite
@@ -71,7 +71,7 @@ def saved_state(kind: Kind, parts: Parts) -> Path:
     """The state of a lab that is up, made where it is missing: starting from it takes a second."""
     name = f"{kind.boots}-{fingerprint(kind, parts, shares())}"
     state = parts.kernel.parent / f"{name}.state"
-    with alone(name) as cache:
+    with images.alone("lab", f"{name}.lock") as cache:
         if not state.exists():
             _forget_old_states(cache)
             _tell(f"booting the {kind.boots} lab …")

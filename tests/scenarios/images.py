@@ -41,12 +41,12 @@ LINKS = {"etc/os-release": "../usr/lib/os-release", LOADER: "libc.so"}
 
 
 @contextmanager
-def alone() -> Iterator[Path]:
-    """The folder for downloads of the tests; one process of all tests at a time."""
-    cache = Path(paths.cache_home()) / "tests"
+def alone(folder: str = "tests", lock: str = "lock") -> Iterator[Path]:
+    """A folder in the cache, that for the tests' downloads; one process at a time per lock."""
+    cache = Path(paths.cache_home()) / folder
     cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(cache / lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield cache
 
 

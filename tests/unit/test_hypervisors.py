@@ -14,7 +14,7 @@ import pytest
 from apppot.host import fileserver, planning
 from apppot.host.capabilities import Capabilities, limited
 from apppot.host.config import Setting
-from apppot.host.errors import HypervisorError
+from apppot.host.errors import HypervisorError, Unsuited
 from apppot.host.hypervisor import candidates, memory, qemu, xen, xenguard, xennet
 from apppot.host.hypervisor.base import Wires
 from apppot.host.hypervisor.qemu import Kvm, Qemu
@@ -167,11 +167,11 @@ def test_what_cannot_be_shown_is_copied_or_left_to_the_next() -> None:
     assert "qemu cannot show directories here" in made.warnings[0]
     assert plan(ground=ground, job_files="copy").warnings == ()
     bind = planning.Bind("/data", "/srv/data", True, False)
-    with pytest.raises(planning.Unsuited, match="qemu cannot"):
+    with pytest.raises(Unsuited, match="qemu cannot"):
         plan(planning.Request(IMAGE, (), binds=(bind,)), ground)
-    with pytest.raises(planning.Unsuited, match="qemu cannot share"):
+    with pytest.raises(Unsuited, match="qemu cannot share"):
         plan(ground=ground, job_files="share")
-    with pytest.raises(planning.Unsuited, match="qemu has no network"):
+    with pytest.raises(Unsuited, match="qemu has no network"):
         plan(ground=replace(X86, hypervisor=Qemu(without("virtio-net"))), network="user")
 
 
@@ -199,7 +199,7 @@ def test_shares_are_named_by_tag() -> None:
 
 def test_a_cow_file_is_for_user_mode_linux_only() -> None:
     request = planning.Request(None, (), cow=("/cow", "/image", 0))
-    with pytest.raises(planning.Unsuited, match="COW"):
+    with pytest.raises(Unsuited, match="COW"):
         plan(request, X86)
 
 
@@ -335,7 +335,7 @@ def test_words_that_xl_cannot_read_are_refused() -> None:
 
 
 def test_what_xen_cannot_do_is_refused() -> None:
-    with pytest.raises(planning.Unsuited, match="many file systems"):
+    with pytest.raises(Unsuited, match="many file systems"):
         plan(planning.Request(None, (b"true",)), XEN, network="none")
 
 
@@ -346,7 +346,7 @@ def test_a_confinement_that_is_asked_for_rules_xen_out() -> None:
     assert (wish("auto", Xen(HOST)), wish("auto", Uml(HOST))) == ("off", "auto")
     for wanted in ("required", "bubblewrap", "landlock"):
         assert wish(wanted, Uml(HOST)) == wanted
-        with pytest.raises(planning.Unsuited, match=f"--confine {wanted}"):
+        with pytest.raises(Unsuited, match=f"--confine {wanted}"):
             wish(wanted, Xen(HOST))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from apppot.guest.protocol import drive, globs
 from apppot.host import config, inputs, planning
-from apppot.host.errors import UsageError
+from apppot.host.errors import Unsuited, UsageError
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.jobfiles import JobFiles, plan_files
 from apppot.host.planning import Request
@@ -81,7 +81,7 @@ def test_without_a_job_directory() -> None:
 def test_a_hypervisor_without_shares_is_not_for_binds_or_the_hosts_root() -> None:
     bind = planning.Bind("/data", "/srv", True, False)
     for request in (Request(None, ()), Request(IMAGE, (), binds=(bind,))):
-        with pytest.raises(planning.Unsuited, match="directories of this host"):
+        with pytest.raises(Unsuited, match="directories of this host"):
             plan(request, ALONE)
 
 
