@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def main() -> int:
     parser.add_argument("--script", help="run this in the lab instead of the suite")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     asked = parser.parse_args()
+    # As an interrupt does: a lab's directory goes with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     kinds = [asked.only] if asked.only else list(Kind)
     parts = image.build()
     if asked.script is not None:

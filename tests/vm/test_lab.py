@@ -13,7 +13,11 @@ from tests.lab.trial import run_suite
 
 CHOSEN = {
     Kind.KVM: ("exit status", "job directory", "crash of the guest", "network"),
-    Kind.XEN: ("exit status", "crash of the guest", "network"),
+    Kind.XEN: (
+        *("exit status", "crash of the guest", "network"),
+        "a guest that powers itself off while it writes",
+    ),
+    Kind.XEN_PVH: ("a guest that powers itself off",),
 }
 
 
