@@ -38,7 +38,6 @@ def guard(helper: int, connected: int) -> None:
 
 def _sockets(pid: int) -> Iterator[socket.socket]:
     """The sockets of a process and its descendants, as descriptors of ours."""
-    call = ctypes.CDLL(None, use_errno=True).syscall
     pids = [pid]
     for pid in pids:
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as text:
@@ -46,10 +45,25 @@ def _sockets(pid: int) -> Iterator[socket.socket]:
         watch = os.pidfd_open(pid)
         try:
             for name in os.listdir(f"/proc/{pid}/fd"):
-                if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                    fd = call(_PIDFD_GETFD, watch, int(name), 0)
-                    if fd < 0:
-                        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+                fd = _taken(watch, int(name)) if _is_socket(f"/proc/{pid}/fd/{name}") else None
+                if fd is not None:
                     yield socket.socket(fileno=fd)
         finally:
             os.close(watch)
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return os.readlink(path).startswith("socket:")
+    except FileNotFoundError:  # closed since it was listed
+        return False
+
+
+def _taken(process: int, number: int) -> int | None:
+    """A descriptor of ours for one of a process's; None where it has closed that."""
+    fd: int = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, number, 0)
+    if fd >= 0:
+        return fd
+    if ctypes.get_errno() == errno.EBADF:
+        return None
+    raise OSError(ctypes.get_errno(), "pidfd_getfd")

@@ -107,6 +107,23 @@ def test_slirp4netns_is_guarded_from_outside(
 
 
 @needs_slirp
+def test_descriptors_that_the_helper_closes_meanwhile_are_passed_over(
+    listener: socket.socket,
+    slirp: tuple[int, int, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pid, connected, wire = slirp
+    before, link = "4094", "4095"  # it looks, and takes, when they are closed
+    listed, followed = os.listdir, os.readlink
+    monkeypatch.setattr(os, "listdir", lambda path: [before, link, *listed(path)])
+    monkeypatch.setattr(
+        os, "readlink", lambda path: "socket:[1]" if path.endswith(link) else followed(path)
+    )
+    netguard.guard(pid, connected)
+    assert not reaches(listener, wire, "127.0.0.1")
+
+
+@needs_slirp
 def test_a_helper_that_nobody_is_connected_to_cannot_be_guarded() -> None:
     sleeper = subprocess.Popen(["sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE)
     assert sleeper.stdout is not None
