@@ -15,6 +15,7 @@ from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job
 from apppot.host.pot import layout
 from vm_harness import RELEASE, embedded_image, eventually
+from vm_serial import until_off
 
 INIT = ["root=/dev/ubda", "init=/sbin/apppot-init", "quiet"]
 KEY = random.Random(5).randbytes(40)
@@ -55,19 +56,7 @@ class Machine:
         return [self.kernel.path, *own, "seccomp=on", *words]
 
     def __call__(self, *words: str) -> str:
-        """What stands on the console of a machine that powers itself off."""
-        done = subprocess.run(
-            self.argv(*words),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=60,
-            check=False,
-        )
-        text = "\n" + done.stdout.decode(errors="replace").replace("\r\n", "\n")
-        assert done.returncode == 0, text
-        assert "Power down" in text, text
-        return text
+        return "\n" + until_off(self.argv(*words))
 
 
 @pytest.fixture

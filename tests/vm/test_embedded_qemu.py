@@ -24,6 +24,7 @@ from apppot.host.errors import ApppotError
 from apppot.host.images.export import Wishes, export
 from apppot.host.pot.apt import Apt
 from vm_harness import embedded_image, eventually
+from vm_serial import until_off
 
 from tests.lab.initramfs import cpio
 
@@ -175,22 +176,6 @@ class Machine:
             argv += ["-drive", disk]
         return [*argv, "-append", f"console=ttyS0 quiet panic=-1 {words}"]
 
-    def run(self, argv: list[str]) -> str:
-        """What the serial line showed of a machine that powers itself off."""
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=BOOT,
-            check=False,
-        )
-        # The firmware speaks to a terminal.
-        text = re.sub(r"\r|\x1b(c|\[[0-9;?]*[A-Za-z])", "", done.stdout.decode(errors="replace"))
-        assert done.returncode == 0, text
-        assert "reboot: Power down" in text, text
-        return text
-
 
 @pytest.fixture
 def machine(debian: Kernel) -> Machine:
@@ -205,7 +190,7 @@ def virtio(image: str | Path) -> str:
 def test_a_command_line(machine: Machine, squashfs: str) -> None:
     script = "uname -r; tr '\\\\0' ' ' </proc/1/cmdline; echo; id -u; pwd; tty; exit 7"
     words = f'apppot.uid=4321 apppot.gid=4322 -- sh -c "{script}"'
-    text = machine.run(machine.argv([virtio(squashfs)], words))
+    text = until_off(machine.argv([virtio(squashfs)], words))
     assert f"\n{machine.kernel.release}\n" in text, text
     assert re.search(r"\n/usr/bin/python3\S* -IS /sbin/apppot-init ?\n", text), text
     assert "\n4321\n/home/user\n/dev/ttyS0\n" in text, text
@@ -220,7 +205,7 @@ def test_a_config_drive(machine: Machine, squashfs: str, tmp_path: Path) -> None
     script = b"""printf '%s\\0' "$@" "$A" | sha256sum; id -un; exit 3"""
     job = Job(argv=[b"sh", b"-c", script, b"sh", *arguments], env={b"A": everything[::-1]})
     config.write_bytes(drive.pack(job.dump()))
-    text = machine.run(machine.argv([virtio(image) for image in (squashfs, blank, config)], ""))
+    text = until_off(machine.argv([virtio(image) for image in (squashfs, blank, config)], ""))
     wanted = b"".join([word + b"\0" for word in (*arguments, everything[::-1])])
     assert f"{hashlib.sha256(wanted).hexdigest()}  -\nuser\n" in text, text
     assert "the job ended with status 3" in text, text
@@ -231,7 +216,7 @@ def test_a_disk_that_is_written_to_needs_no_initrd(machine: Machine, raw: Path) 
     words = "root=/dev/nvme0n1 rw init=/sbin/apppot-init"
     script = "uname -r; echo mine >/home/user/mine; sudo useradd bob; exec 5>/home/user/open"
     argv = machine.argv([disk], f'{words} -- sh -c "{script}"', initrd=False)
-    text = machine.run([*argv, "-device", "nvme,drive=root,serial=1"])
+    text = until_off([*argv, "-device", "nvme,drive=root,serial=1"])
     assert f"\n{machine.kernel.release}\n" in text, text
     assert "the job ended with status 0" in text, text
     checked = subprocess.run(["e2fsck", "-fn", raw], capture_output=True, text=True, check=False)

@@ -30,6 +30,7 @@ from apppot.host.pot.layout import find_pot
 from vm_cloud import certificate, serving
 from vm_harness import IMAGE, RELEASE, ROOT, eventually
 from vm_screen import Screen
+from vm_serial import until_off
 
 QEMU = "qemu-system-x86_64"
 OVMF = "/usr/share/OVMF/OVMF_CODE.fd"
@@ -63,29 +64,6 @@ def tool_run(*argv: str | os.PathLike[str]) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=ALSO, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def text_of(output: bytes) -> str:
-    """What a serial line showed, without what firmware says to a terminal."""
-    return re.sub(r"\r|\x1b(c|\[[=0-9;?]*[A-Za-z])", "", output.decode(errors="replace"))
-
-
-def finished(argv: list[str], *, console: bool = True) -> str:
-    """The console of a machine that powers itself off."""
-    with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=BOOT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
-        finally:
-            process.kill()  # the test's own limit may be the first
-        text = text_of(output)
-        assert process.returncode == 0, text
-        assert "reboot: Power down" in text or not console, text
-    return text
 
 
 @contextmanager
@@ -206,7 +184,7 @@ def test_bios_with_a_config_drive_and_an_output_disk(disk: Path, out: Path, tmp_
     words = {"env": {"DATA": base64.b64encode(DATA[:60_000]).decode()}, "outputs": ["**/data", "b"]}
     config = job_drive(tmp_path / "config", command=script, hostname="node7", **words)
     drives = [f"file={path},format=raw" for path in (config, out)]
-    text = finished(pc(disk, drives, *SERIAL, "-nic", "user,model=e1000,restrict=on"))
+    text = until_off(pc(disk, drives, *SERIAL, "-nic", "user,model=e1000,restrict=on"))
     assert "the job ended with status 7" in text, text
     found = Returned(out.read_bytes())
     said = found.said().splitlines()
@@ -280,7 +258,7 @@ def test_a_metadata_service_and_a_store(disk: Path, tmp_path: Path) -> None:
         network = "user,model=e1000,restrict=on,net=169.254.169.0/24"
         for address, port in (("254:80", service.port), ("100:8443", served.port)):
             network += f",guestfwd=tcp:169.254.169.{address}-{relay} {port}"
-        text = finished(pc(disk, [], *SERIAL, "-nic", network))
+        text = until_off(pc(disk, [], *SERIAL, "-nic", network))
     assert "the job ended with status 0" in text, text
     status, headers = served.stored["/status?key=secret"]
     outputs, _ = served.stored["/outputs?key=secret"]
@@ -388,7 +366,7 @@ def test_it_boots_from(name: str, disk: Path, out: Path, tmp_path: Path) -> None
     config = job_drive(tmp_path / "config", command="uname -r; ip -4 -o address show scope global")
     drives = [f"file={path},format=raw" for path in (config, out)]
     network = ("-nic", f"user,model={card},restrict=on")
-    text = finished(pc(disk, drives, *SERIAL, *network, *words, boot=boot))
+    text = until_off(pc(disk, drives, *SERIAL, *network, *words, boot=boot))
     assert "the job ended with status 0" in text, text
     assert Returned(out.read_bytes()).said().startswith(RELEASE)
     assert "no DHCP server answers" not in text
@@ -405,7 +383,7 @@ def test_nocloud_comes_before_openstack_and_a_signal_is_told(
     first = iso(tmp_path / "a.iso", "cidata", {"user-data": script, "meta-data": about})
     other = {"openstack/latest/user_data": b"#!/bin/sh\nexit 1\n"}
     second = iso(tmp_path / "b.iso", "config-2", other)
-    text = finished(uml(disk, second, first, out))
+    text = until_off(uml(disk, second, first, out))
     assert "the job ended with status 137" in text, text
     found = Returned(out.read_bytes())
     assert found.said().startswith(f"cloud\n{RELEASE}")
@@ -414,14 +392,14 @@ def test_nocloud_comes_before_openstack_and_a_signal_is_told(
 
 def test_cloud_init_is_refused(disk: Path, tmp_path: Path) -> None:
     files = {"user-data": b"#cloud-config\nruncmd: [x]\n", "meta-data": b""}
-    text = finished(uml(disk, iso(tmp_path / "a.iso", "CIDATA", files)))
+    text = until_off(uml(disk, iso(tmp_path / "a.iso", "CIDATA", files)))
     assert "'#cloud-config' are no job: give a script (#!) or JSON" in text, text
     assert "the job ended with status 125" in text
 
 
 def test_outputs_that_do_not_arrive_are_a_failure(disk: Path, out: Path, tmp_path: Path) -> None:
     config = job_drive(tmp_path / "config", command="head -c 9000000 /dev/zero; exit 0")
-    text = finished(uml(disk, config, out))
+    text = until_off(uml(disk, config, out))
     assert "the job's status 0 is not reported: output disk /dev/ubdc: " in text, text[-2000:]
     assert "too small" in text
     assert "the job ended with status 125" in text
@@ -434,14 +412,14 @@ def test_what_cannot_be_executed_is_told(
     disk: Path, out: Path, tmp_path: Path, command: str, status: int
 ) -> None:
     config = job_drive(tmp_path / "config", command=[command])
-    finished(uml(disk, config, out))
+    until_off(uml(disk, config, out))
     found = Returned(out.read_bytes())
     assert (found.status["status"], command in found.status["error"]) == (status, True)
 
 
 def test_a_job_that_was_not_started_is_told(disk: Path, out: Path, tmp_path: Path) -> None:
     config = job_drive(tmp_path / "config", command=["true"], workdir="/nowhere")
-    text = finished(uml(disk, config, out))
+    text = until_off(uml(disk, config, out))
     assert "the job ended with status 125" in text, text
     found = Returned(out.read_bytes())
     assert (found.status["status"], "/nowhere" in found.status["error"]) == (125, True)
@@ -455,7 +433,7 @@ def test_what_jobs_write_goes_to_the_disks_scratch_space(out: Path, tmp_path: Pa
     tool_run(apppot, "image", "export", IMAGE, *words)
     command = "uname -r; df -B1 --output=size / | tail -1; touch /here"
     argv = uml(disk, job_drive(tmp_path / "config", command=command), out)
-    finished([word.replace("ubd0r=", "ubd0=") for word in argv])
+    until_off([word.replace("ubd0r=", "ubd0=") for word in argv])
     release, room = Returned(out.read_bytes()).said().split()
     assert release.startswith(RELEASE)
     assert size * 3 // 4 < int(room) < size

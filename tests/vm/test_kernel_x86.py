@@ -5,9 +5,7 @@ The processor is emulated: the kernel is the subject, and KVM may be there and n
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +15,9 @@ from apppot.guest.protocol.job import Job, Layer
 from apppot.host.images import store
 from apppot.host.pot import layout
 from vm_harness import IMAGE, RELEASE
+from vm_serial import until_off
 
 QEMU = "qemu-system-x86_64"
-BOOT = 100  # seconds: an emulated processor beside other tests
 WORDS = "console=ttyS0 quiet panic=-1 ro rootfstype=ext4 init=/sbin/apppot-init"
 
 
@@ -51,19 +49,7 @@ def boot(machine: str, kernel: str, devices: Sequence[str], words: str) -> str:
     """What the serial line showed of a machine that powers itself off."""
     argv = [QEMU, "-M", machine, "-cpu", "max", "-m", "384", "-nodefaults", "-no-user-config"]
     argv += ["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel, *devices]
-    done = subprocess.run(
-        [*argv, "-append", f"{WORDS} {words}"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=BOOT,
-        check=False,
-    )
-    # The firmware speaks to a terminal.
-    text = re.sub(r"\r|\x1b(c|\[[0-9;?]*[A-Za-z])", "", done.stdout.decode(errors="replace"))
-    assert done.returncode == 0, text
-    assert "reboot: Power down" in text, text
-    return text
+    return until_off([*argv, "-append", f"{WORDS} {words}"])
 
 
 def test_direct_boot_without_pci(kernel: layout.MachineKernel, tmp_path: Path) -> None:
