@@ -401,6 +401,7 @@ class Relay:
             report = checked_report(json.loads(payload))
             if self.returned is not None:
                 self.returned.finish(report.get("outputs"))
+            self.send(frames.encode(frames.BYE))
             self.outcome.report = report
         elif kind == frames.FAILED:
             failure = json.loads(payload)

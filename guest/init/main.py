@@ -278,7 +278,7 @@ def _serve(boot: Boot, served: session.Session) -> None:
             root.release([scratch.POINT])
     os.sync()
     served.channel.send(frames.EXIT, payload=dumps(report).encode())
-    served.channel.drain()
+    served.channel.part()
 
 
 def _job_files(boot: Boot, served: session.Session) -> outputs.Files | None:
@@ -320,7 +320,7 @@ def _report_failure(boot: Boot, error: BaseException) -> None:
         return
     reason = {"step": boot.step, "reason": f"{error}" or type(error).__name__}
     boot.session.channel.send(frames.FAILED, payload=dumps(reason).encode("ascii")[:4000])
-    boot.session.channel.drain()
+    boot.session.channel.part()
 
 
 def _run(boot: Boot) -> None:

@@ -120,13 +120,19 @@ class Channel:
             raise ChannelLost("end of file")
         return self._decoder.feed(data)
 
-    def drain(self) -> None:
-        """Wait until all is written."""
+    def part(self) -> None:
+        """Wait until the launcher has read all, as its BYE says.  Raises ChannelLost if it is gone.
+
+        What a serial line or a port has taken, and the host has not, goes with the machine: a
+        launcher that is slow, or stopped, would never hear of the payload's end.
+        """
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
         while self._out:
             poll.poll(1000)
             self.flush()
+        while all(kind != frames.BYE for kind, _, _ in self.wait()):
+            pass
 
 
 class Output:

@@ -56,6 +56,7 @@ INPUT_FILE = 19  # JSON: name of a chunk of stdin in the exchange directory
 EXEC = 20  # JSON: name of the file in the exchange directory that describes one more process;
 # without one, the bytes that came before it do
 EXEC_PART = 21  # a piece of such a description
+BYE = 22  # EXIT has been read; the machine may go off
 WAKE = 30  # JSON: entropy; a machine that was kept goes on with the job that came in pieces
 WAKE_PART = 31  # a piece of its description
 # Either way.
@@ -93,6 +94,7 @@ HOST_TYPES = frozenset(
         INPUT_FILE,
         EXEC,
         EXEC_PART,
+        BYE,
         WAKE,
         WAKE_PART,
         DATA,
