@@ -308,7 +308,8 @@ def names_of(store: str, digest: str) -> list[tuple[str, str]]:
 def _not_found(reference: str) -> ImageError:
     import difflib
 
-    there = sorted({f"{record.name}:{record.version}" for _, record in list_images()})
+    named = [record for _, record in list_images() if record.version]
+    there = sorted({f"{record.name}:{record.version}" for record in named})
     words = sorted({name.partition(":")[0] for name in there} | set(there))
     near = difflib.get_close_matches(reference, words, 3, 0.6)
     if near:
