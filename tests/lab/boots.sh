@@ -1,12 +1,7 @@
 # Sixty guests, one after the other, on real Xen: each must start.  For the lab's shell:
 #   LAB_OWN_PACE=1 .venv/bin/python -m tests.lab --only xen-pvh --script "$(cat tests/lab/boots.sh)"
-export PYTHONPATH=/lab/tree/tests/typeroot PYTHONPYCACHEPREFIX=/tmp/compiled HOME=/tmp
-export APPPOT_POT=/lab/pot APPPOT_SITE_STORE=/lab/site XDG_CACHE_HOME=/tmp/cache
-export APPPOT_HELLO_TIMEOUT=10m APPPOT_HEARTBEAT_LIMIT=10m APPPOT_XEN_TYPE=pvh
-# The root's overlay has no files without a name, which disks of guests are.
-mkdir -p /tmp/memory
-mount -t tmpfs -o size=2G,mode=1777 memory /tmp/memory
-export TMPDIR=/tmp/memory
+. /lab/tree/tests/lab/surroundings.sh
+export HOME=/tmp APPPOT_XEN_TYPE=pvh
 cd /tmp || exit
 failed=0
 for number in $(seq 60); do

@@ -30,13 +30,7 @@ LIMIT = 600
 SCENARIO_SECONDS = 900
 SUITE = """
 cd /lab/tree
-export PYTHONPATH=/lab/tree/tests/typeroot PYTHONPYCACHEPREFIX=/tmp/compiled
-export APPPOT_POT=/lab/pot APPPOT_SITE_STORE=/lab/site XDG_CACHE_HOME=/tmp/cache
-export APPPOT_HELLO_TIMEOUT=10m APPPOT_HEARTBEAT_LIMIT=10m
-# The root's overlay has no files without a name, which disks of guests are.
-mkdir -p /tmp/memory
-mount -t tmpfs -o size=2G,mode=1777 memory /tmp/memory
-export TMPDIR=/tmp/memory
+. tests/lab/surroundings.sh
 # An address that is not the loopback's, for what guests find on their network.
 busybox ip address add {address}/32 dev lo
 echo nameserver {address} >/etc/resolv.conf

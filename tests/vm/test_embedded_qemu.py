@@ -24,13 +24,12 @@ from apppot.host.errors import ApppotError
 from apppot.host.images.export import Wishes, export
 from apppot.host.pot.apt import Apt
 from vm_harness import embedded_image, eventually
-from vm_serial import until_off
+from vm_serial import BOOT_SECONDS, until_off
 
 from tests.lab.initramfs import cpio
 
 QEMU = "qemu-system-x86_64"
 MODULES = ("virtio_pci", "virtio_blk", "squashfs", "overlay")
-BOOT = 100  # seconds: an emulated processor beside other tests
 INIT = r"""
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -246,7 +245,7 @@ def line(machine: Machine, squashfs: str) -> Iterator[Line]:
         seen = bytearray()
 
         def expect(text: bytes) -> None:
-            assert eventually(lambda: shown(text), BOOT), bytes(seen)
+            assert eventually(lambda: shown(text), BOOT_SECONDS), bytes(seen)
             del seen[: seen.index(text) + len(text)]
 
         def shown(text: bytes) -> bool:
@@ -259,7 +258,9 @@ def line(machine: Machine, squashfs: str) -> Iterator[Line]:
             return text in seen
 
         try:
-            yield Line(lambda data: os.write(into, data), expect, lambda: process.wait(BOOT))
+            yield Line(
+                lambda data: os.write(into, data), expect, lambda: process.wait(BOOT_SECONDS)
+            )
         finally:
             process.kill()
 

@@ -30,11 +30,10 @@ from apppot.host.pot.layout import find_pot
 from vm_cloud import certificate, serving
 from vm_harness import IMAGE, RELEASE, ROOT, eventually
 from vm_screen import Screen
-from vm_serial import until_off
+from vm_serial import BOOT_SECONDS, until_off
 
 QEMU = "qemu-system-x86_64"
 OVMF = "/usr/share/OVMF/OVMF_CODE.fd"
-BOOT = 100  # seconds: an emulated processor beside other tests
 ALSO = 60
 OUTPUT_BYTES = 4 << 20
 # The third and fourth partition of the disk are its description and the runtime.
@@ -222,7 +221,7 @@ def test_uefi_with_openstacks_drive_and_only_a_screen(
     for device in (*CONTROLLERS, *(f"{card},romfile=" for card in CARDS)):
         argv += ["-device", device]
     with watched(argv, tmp_path) as screen:
-        assert eventually(lambda: not screen.running(), BOOT)
+        assert eventually(lambda: not screen.running(), BOOT_SECONDS)
         found = Returned(out.read_bytes())
         said = found.said().splitlines()
         for line in (said[-1], "the job ended with status 0"):
@@ -301,7 +300,7 @@ def console(
             return text in seen
 
         def expect(text: bytes) -> None:
-            assert eventually(lambda: arrived(text), BOOT), bytes(seen)
+            assert eventually(lambda: arrived(text), BOOT_SECONDS), bytes(seen)
             del seen[: seen.index(text) + len(text)]
 
         try:
@@ -335,7 +334,7 @@ def test_a_job_that_nobody_asks_for_is_on_the_screen_where_there_is_no_serial_li
     script = "uname -r; tty; stty size; read line"
     config = job_drive(tmp_path / "config", command=script)
     with watched(pc(disk, [f"file={config},format=raw"]), tmp_path) as screen:
-        assert eventually(lambda: screen.text().endswith("\n25 80"), BOOT), screen.text()
+        assert eventually(lambda: screen.text().endswith("\n25 80"), BOOT_SECONDS), screen.text()
         screen.press("ctrl", "alt", "delete")
         # Not by a reset: disks and whoever waits for a status would not be told.
         assert eventually(lambda: not screen.running(), ALSO), screen.text()
