@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from apppot.host.images import inguest
-from apppot.host.process import run
+from apppot.host.images.changes import inguest
+from apppot.host.process.run import run
 
 from benchmarks import trees
 from benchmarks.boot import ratios, timeline

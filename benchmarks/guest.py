@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from apppot.host import cpus
-from apppot.host.process import run
+from apppot.host.process import cpus
+from apppot.host.process.run import run
 
 from benchmarks import programs
 from benchmarks.machines import HERE, Bench, apppot_run

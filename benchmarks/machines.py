@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.host.pot.layout import Kernel, find_kernel, lpj_for, stock_kernel
-from apppot.host.process import run
+from apppot.host.process.run import run
 
 HERE = Path(__file__).resolve().parent
 APPPOT = str(Path(sys.executable).with_name("apppot"))

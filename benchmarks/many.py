@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from apppot.host import paths
+from apppot.host.common import paths
 from apppot.host.images import store
 
 from benchmarks.machines import IMAGE, Bench, apppot_run

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apppot.host.errors import ApppotError
+from apppot.host.common.errors import ApppotError
 
 TIMEOUT = 300.0
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from apppot.host.images import builder, recipe, store
-from apppot.host.images.export import Wishes, export
+from apppot.host.images import store
+from apppot.host.images.building import builder, recipe
+from apppot.host.images.exporting.export import Wishes, export
 from apppot.host.pot.layout import find_x86_kernel
-from apppot.host.process import run
+from apppot.host.process.run import run
 
 from benchmarks.boot import parts, ratios
 from benchmarks.machines import HERE, Bench, apppot_run

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.host.images import store
-from apppot.host.process import run
+from apppot.host.process.run import run
 
 from benchmarks import trees
 from benchmarks.machines import APPPOT, HERE, IMAGE, Bench

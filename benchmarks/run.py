@@ -18,7 +18,7 @@ from pathlib import Path
 # Run as a file: the packages are beside this folder.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from apppot.host.errors import ApppotError  # noqa: E402
+from apppot.host.common.errors import ApppotError  # noqa: E402
 from apppot.host.pot.layout import find_kernel  # noqa: E402
 
 from benchmarks import boot, changes, guest, many, memory, qemu, repository, warm  # noqa: E402

@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from apppot.host import paths
-from apppot.host.images import builder, recipe, store
+from apppot.host.common import paths
+from apppot.host.images import store
+from apppot.host.images.building import builder, recipe
 from apppot.host.pot.layout import Kernel
-from apppot.host.process import run
+from apppot.host.process.run import run
 
 from benchmarks.machines import Bench
 from benchmarks.measure import launch

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from apppot.host.errors import EXIT_FAILED, ApppotError
+from apppot.host.common.errors import EXIT_FAILED, ApppotError
 
 # Subcommand -> (module in apppot.host.commands, one line of help).  A module offers
 # configure(parser), which adds the arguments and set_defaults(func=...); func(args) returns
@@ -204,7 +204,7 @@ def main(
 
 def _unexpected(error: Exception) -> int:
     """The exit status for what is no ApppotError: never 1, which would be a payload's own."""
-    from apppot.host.relay import Aborted
+    from apppot.host.channel.relay import Aborted
 
     if isinstance(error, Aborted):
         return error.exit_code

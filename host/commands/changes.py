@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from apppot.host.errors import ImageError, UsageError
+from apppot.host.common.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from apppot.host.images.changes import Changes
+    from apppot.host.images.changes.record import Changes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +40,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _save(args: argparse.Namespace) -> int:
-    from apppot.host import sessions
-    from apppot.host.images import changes, inguest
-    from apppot.host.units import timestamp
+    from apppot.host.common.units import timestamp
+    from apppot.host.images import sessions
+    from apppot.host.images.changes import inguest
+    from apppot.host.images.changes import record as changes
 
     session = sessions.get(args.session)
     output = args.output or f"{session.name}.changes"
@@ -63,7 +64,8 @@ def _stack(session: Any) -> list[str]:
 
 def record_of(path: str) -> Changes:
     """The record of a changes file.  Raises ImageError where it has none."""
-    from apppot.host.images import changes, probe
+    from apppot.host.images import probe
+    from apppot.host.images.changes import record as changes
 
     probe.probe(path)
     record = changes.read(path)
@@ -75,8 +77,8 @@ def record_of(path: str) -> Changes:
 def _inspect(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from apppot.host.files import file_digest
-    from apppot.host.text import printable
+    from apppot.host.common.files import file_digest
+    from apppot.host.common.text import printable
 
     record = record_of(args.file)
     value = {**asdict(record), "digest": file_digest(args.file), "size": os.path.getsize(args.file)}
@@ -93,7 +95,7 @@ def _entries(path: str) -> Iterator[dict[str, Any]]:
     """What is in a layer, an entry at a time: there may be millions."""
     import tempfile
 
-    from apppot.host.images import inguest
+    from apppot.host.images.changes import inguest
 
     with tempfile.TemporaryFile() as told:
         inguest.run(["list", "0"], [], os.path.abspath(path), None, stdout=told.fileno())
@@ -121,7 +123,7 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from apppot.host.images import inguest
+    from apppot.host.images.changes import inguest
 
     record_of(args.file)
     inguest.run(["verify", "0"], [], os.path.abspath(args.file), None)
@@ -130,8 +132,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _squash(args: argparse.Namespace) -> int:
-    from apppot.host.images import changes, inguest
-    from apppot.host.units import timestamp
+    from apppot.host.common.units import timestamp
+    from apppot.host.images.changes import inguest
+    from apppot.host.images.changes import record as changes
 
     records = [record_of(path) for path in args.files]
     if len({record.base for record in records}) != 1:

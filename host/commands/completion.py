@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from apppot.host.errors import UsageError
+from apppot.host.common.errors import UsageError
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 

@@ -9,12 +9,12 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from apppot.host.errors import EXIT_FAILED, ApppotError
+from apppot.host.common.errors import EXIT_FAILED, ApppotError
 
 if TYPE_CHECKING:
-    from apppot.host.doctor import Check
+    from apppot.host.doctor.checks import Check
     from apppot.host.pot.layout import Kernel
-    from apppot.host.timeline import Step
+    from apppot.host.runs.timeline import Step
 
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
 _NAME_WIDTH = 21
@@ -32,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Judge, print; 0 when a guest can run here, EXIT_FAILED otherwise."""
-    from apppot.host import config, doctor, paths
+    from apppot.host.common import paths
+    from apppot.host.config import settings as config
+    from apppot.host.doctor import checks as doctor
 
     settings = config.resolve({"memory": args.memory}, os.environ, paths.config_files())
     facts = doctor.gather(settings)
@@ -59,10 +61,11 @@ def _calibrate(kernel: Kernel, known: int | None) -> None:
 
 def _boot(memory: str | None) -> tuple[Check, list[Step]]:
     """Start a guest on the host's own root; its verdict and its timeline."""
-    from apppot.host import launch, timeline
     from apppot.host.cli import build_parser
     from apppot.host.commands.run import STARTED, Prepared, run_first
-    from apppot.host.doctor import Check, Mark
+    from apppot.host.doctor.checks import Check, Mark
+    from apppot.host.machine import launch
+    from apppot.host.runs import timeline
 
     asked = [] if memory is None else ["--mem", memory]
     args = build_parser("run").parse_args(["run", *asked, *_BOOT])
@@ -88,7 +91,7 @@ def _to_payload(steps: list[Step]) -> float:
 
 def as_data(checks: list[Check], steps: list[Step]) -> dict[str, object]:
     """The verdicts for scripts; times in seconds."""
-    from apppot.host.doctor import usable
+    from apppot.host.doctor.checks import usable
 
     rows = [
         {"name": c.name, "verdict": str(c.mark), "reason": c.reason, "remedy": c.remedy}

@@ -16,8 +16,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apppot.host.runs import Record
-    from apppot.host.terminal import Terminal
+    from apppot.host.common.terminal import Terminal
+    from apppot.host.runs.records import Record
 
 _OWN = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
 
@@ -43,11 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command in the guest; returns its status."""
-    from apppot.host import runs, terminal
+    from apppot.host.common import terminal
+    from apppot.host.runs import records
 
-    record = runs.find(args.name)
+    record = records.find(args.name)
     request = _request(args)
-    with runs.connect(record) as connection:
+    with records.connect(record) as connection:
         tty = terminal.Terminal(0) if request.tty and terminal.is_terminal(0) else None
         client = _Client(connection, record, tty)
         client.ask(request.dump())
@@ -59,10 +60,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> Any:
-    from apppot.host import terminal
-    from apppot.host.caller import Caller
     from apppot.host.commands.run import environment, wants_terminal
-    from apppot.host.runs import Request
+    from apppot.host.common import terminal
+    from apppot.host.config.caller import Caller
+    from apppot.host.runs.records import Request
 
     caller = Caller.of_this_process()
     argv = tuple(os.fsencode(word) for word in args.argv)
@@ -116,8 +117,8 @@ class _Client:
                     return status
 
     def _hear(self) -> int | None:
-        from apppot.host.book import MESSAGE_BYTES
-        from apppot.host.runs import RunError
+        from apppot.host.runs.recorder import MESSAGE_BYTES
+        from apppot.host.runs.records import RunError
 
         try:
             data = self._connection.recv(MESSAGE_BYTES)
@@ -138,7 +139,7 @@ class _Client:
         return None
 
     def _catch_signals(self) -> int:
-        from apppot.host.relay import FORWARDED
+        from apppot.host.channel.relay import FORWARDED
 
         read, write = os.pipe()
         os.set_blocking(read, False)
@@ -170,7 +171,7 @@ class _Client:
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def _resize(self) -> None:
-        from apppot.host import terminal
+        from apppot.host.common import terminal
 
         if self._tty is not None:
             self._say({"resize": terminal.size(self._tty.fd)})

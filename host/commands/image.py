@@ -148,7 +148,7 @@ def _help(parser: argparse.ArgumentParser) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from apppot.host.images import builder, recipe
+    from apppot.host.images.building import builder, recipe
 
     record, cached = builder.build(recipe.load(args.recipe), args.name, force=args.force)
     _report(record, args.json, " (unchanged since it was built)" if cached else "")
@@ -156,7 +156,8 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from apppot.host.images import importer, store, transports
+    from apppot.host.images import store
+    from apppot.host.images.importing import importer, transports
 
     take = transports.import_reference if store.is_transport(args.file) else importer.import_file
     command = parse_command(args.command)
@@ -168,7 +169,7 @@ def parse_command(text: str) -> tuple[str, ...]:
     """A command given as words, quoted as in a shell, or as a JSON list of strings."""
     import shlex
 
-    from apppot.host.errors import UsageError
+    from apppot.host.common.errors import UsageError
 
     try:
         words = json.loads(text) if text.startswith("[") else shlex.split(text)
@@ -205,8 +206,8 @@ def human(size: int) -> str:
 
 
 def _commit(args: argparse.Namespace) -> int:
-    from apppot.host.errors import UsageError
-    from apppot.host.images import commit
+    from apppot.host.common.errors import UsageError
+    from apppot.host.images.changes import commit
 
     if args.session is None:
         layers, name = commit.Layers(args.first, tuple(args.changes)), args.second
@@ -288,7 +289,7 @@ def _report_removed(removed: Removed) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from apppot.host.errors import ImageError
+    from apppot.host.common.errors import ImageError
     from apppot.host.images import upkeep
 
     problems = upkeep.verify(args.images)
@@ -307,8 +308,8 @@ def _tag(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from apppot.host.images import export
-    from apppot.host.units import parse_size
+    from apppot.host.common.units import parse_size
+    from apppot.host.images.exporting import export
 
     scratch = parse_size(args.scratch) if args.scratch else 0
     wishes = export.Wishes(not args.no_boot, tuple(args.changes), scratch)

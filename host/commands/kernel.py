@@ -72,7 +72,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _x86_64() -> dict[str, object] | None:
     """What there is to say of the x86-64 kernel; None where the pot has none."""
-    from apppot.host.errors import PotError
+    from apppot.host.common.errors import PotError
     from apppot.host.pot.layout import find_x86_kernel
 
     try:

@@ -17,18 +17,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Its stdout to ours, its stderr to ours."""
-    from apppot.host import runs
+    from apppot.host.runs import records
 
-    record = runs.find(args.name)
+    record = records.find(args.name)
     if not record.detached:
-        raise runs.RunError(
+        raise records.RunError(
             f"run {record.name} keeps no logs: its output goes to who started it",
             "only runs in the background (--detach) have logs",
         )
     logs = [(_open(record.log(stream)), number) for number, stream in enumerate(_STREAMS, 1)]
     while args.follow:
         # Asked before the logs are read: what a run wrote before it ended is in them.
-        ended = runs.await_end(record, _POLL_SECONDS)
+        ended = records.await_end(record, _POLL_SECONDS)
         for fd, number in logs:
             _pass_on(fd, number)
         if ended:

@@ -40,7 +40,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from apppot.host.errors import PotError
+    from apppot.host.common.errors import PotError
     from apppot.host.pot.layout import find_pot, find_x86_kernel
 
     pot = find_pot()

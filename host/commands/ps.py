@@ -18,10 +18,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """List all runs that have a record, the oldest first."""
-    from apppot.host import runs
-    from apppot.host.text import printable
+    from apppot.host.common.text import printable
+    from apppot.host.runs import records
 
-    found = [(record, runs.state(record)) for record in runs.list_runs()]
+    found = [(record, records.state(record)) for record in records.list_runs()]
     if args.json:
         rows = [{**asdict(record), "state": str(state)} for record, state in found]
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")

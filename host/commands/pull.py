@@ -45,7 +45,8 @@ def _pull(args: argparse.Namespace) -> int:
 
 def configured() -> Sequence[str]:
     """The repositories of environment and configuration files, the most preferred first."""
-    from apppot.host import config, paths
+    from apppot.host.common import paths
+    from apppot.host.config import settings
 
-    setting = config.resolve({}, files=paths.config_files())["repositories"]
+    setting = settings.resolve({}, files=paths.config_files())["repositories"]
     return str(setting.value or "").replace(",", " ").split()

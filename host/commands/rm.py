@@ -13,8 +13,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Remove all of them, or none where one is unknown or under way."""
-    from apppot.host import runs
+    from apppot.host.runs import records
 
-    for record in runs.removable(args.names):
-        runs.remove(record)
+    for record in records.removable(args.names):
+        records.remove(record)
     return 0

@@ -11,20 +11,20 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from apppot.host.errors import ApppotError, UsageError
+from apppot.host.common.errors import ApppotError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from apppot.host.book import Book
-    from apppot.host.caller import Caller
-    from apppot.host.capabilities import Capabilities, Memory
-    from apppot.host.config import Setting
+    from apppot.host.capabilities.capabilities import Capabilities, Memory
+    from apppot.host.config.caller import Caller
+    from apppot.host.config.settings import Setting
     from apppot.host.hypervisor.base import Hypervisor
+    from apppot.host.hypervisor.launchplan import KernelChoice, LaunchPlan
     from apppot.host.images.store import Image
-    from apppot.host.launch import Run
-    from apppot.host.plan import KernelChoice, LaunchPlan
-    from apppot.host.planning import Bind, Ground, Request
+    from apppot.host.machine.launch import Run
+    from apppot.host.plan.planner import Bind, Ground, Request
+    from apppot.host.runs.recorder import Book
     from apppot.host.warm.machine import Resuming
     from apppot.host.warm.store import Kept
 
@@ -108,9 +108,9 @@ def _stream_options(parser: argparse.ArgumentParser) -> None:
     add("-T", dest="tty", action="store_const", const=False, help="give it none")
     add("-i", "--interactive", action="store_true", help=argparse.SUPPRESS)
     add("--rm", action="store_true", help=argparse.SUPPRESS)
-    # Nothing of the caller shows in the guest: images are built so, see host/images/steps.py.
+    # Nothing of the caller shows in the guest: images are built so, see building/steps.py.
     add("--neutral", action="store_true", help=argparse.SUPPRESS)
-    # How the launcher has the guest work on layers, see host/images/inguest.py.
+    # How the launcher has the guest work on layers, see host/images/changes/inguest.py.
     add("--in-pot", action="store_true", help=argparse.SUPPRESS)
     add("--log", metavar="FILE", help="write the guest's console there")
     add("--timeline", metavar="FILE", help="draw where the time went (.svg, or .json)")
@@ -126,13 +126,13 @@ def main(args: argparse.Namespace) -> int:
             "run on the CPU, or use a container where the site offers one",
         )
     if args.explain:
-        from apppot.host.explain import explain
+        from apppot.host.commands.explain import explain
 
         with contextlib.ExitStack() as stack:
             explain(Prepared(args, stack), sys.stdout, as_json=args.json)
         return 0
     if getattr(args, "detach", False):
-        from apppot.host import detached
+        from apppot.host.runs import detached
 
         args.no_stdin = True
         return detached.start(lambda book: _run_claimed(args, book), partial(_book, args))
@@ -145,7 +145,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _book(args: argparse.Namespace, **options: Any) -> Book:
     """The run's record, made in the process that the run is of."""
-    from apppot.host.book import Book
+    from apppot.host.runs.recorder import Book
 
     command = [os.fsencode(word).decode(errors="replace") for word in args.argv]
     return Book(str(args.image), command, getattr(args, "name", None), **options)
@@ -153,7 +153,7 @@ def _book(args: argparse.Namespace, **options: Any) -> Book:
 
 def _run_claimed(args: argparse.Namespace, book: Book) -> int:
     """Run it, with its end in a record that stays."""
-    from apppot.host.book import status_of
+    from apppot.host.runs.recorder import status_of
 
     try:
         status = _run(args, lambda: book)
@@ -172,8 +172,8 @@ def _run(args: argparse.Namespace, open_book: Callable[[], Book]) -> int:
 
 def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -> Run:
     """Run on the first hypervisor whose guest says HELLO; before that no payload has started."""
-    from apppot.host import launch
-    from apppot.host.hypervisor import memory
+    from apppot.host.hypervisor import verdicts
+    from apppot.host.machine import launch
 
     while True:
         kept, hypervisor = prepared.kept(), prepared.hypervisor
@@ -195,7 +195,7 @@ def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -
             silent, digest = prepared.hypervisor, prepared.plan.kernel.digest
             if not prepared.next_hypervisor():
                 raise
-            memory.remember(silent.name, digest, error.reason)
+            verdicts.remember(silent.name, digest, error.reason)
             sys.stderr.write(
                 f"apppot: warning: {silent.name}: {error.reason}; trying "
                 f"{prepared.hypervisor.name}, also next time until this host boots again\n"
@@ -203,7 +203,7 @@ def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -
 
 
 def _resuming(kept: Kept, prepared: Prepared, stack: contextlib.ExitStack) -> Resuming:
-    from apppot.host.launch import NoHello
+    from apppot.host.machine.launch import NoHello
     from apppot.host.warm.machine import Resuming
 
     try:
@@ -214,7 +214,7 @@ def _resuming(kept: Kept, prepared: Prepared, stack: contextlib.ExitStack) -> Re
 
 
 def _report(record: Run, args: argparse.Namespace) -> int:
-    from apppot.host import launch
+    from apppot.host.machine import launch
 
     assert record.outcome is not None
     complaint = launch.complaint(record.outcome)
@@ -223,7 +223,7 @@ def _report(record: Run, args: argparse.Namespace) -> int:
     status = launch.exit_code(record.outcome)
     _learn_calibration(record)
     if args.timeline or args.json:
-        from apppot.host import timeline
+        from apppot.host.runs import timeline
 
         steps = timeline.steps(record, STARTED)
         if args.timeline:
@@ -254,9 +254,11 @@ class Prepared:
     """
 
     def __init__(self, args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
-        from apppot.host import capabilities, config, paths
-        from apppot.host.caller import Caller
-        from apppot.host.hypervisor import candidates
+        from apppot.host.capabilities import capabilities
+        from apppot.host.common import paths
+        from apppot.host.config import settings as config
+        from apppot.host.config.caller import Caller
+        from apppot.host.hypervisor.choice import candidates
 
         options = {name: getattr(args, name, None) for name in config.RULES}
         self.settings: dict[str, Setting] = config.resolve(
@@ -291,11 +293,11 @@ class Prepared:
         """The kept machine that this run can resume from, where there is one."""
         if self.settings["warm"].value == "off" or not self.hypervisor.monitored:
             return None
-        from apppot.host import paths
+        from apppot.host.common import paths
 
         if not os.path.isdir(os.path.join(paths.cache_home(), "warm")):
             return None
-        from apppot.host.errors import Unsuited
+        from apppot.host.common.errors import Unsuited
         from apppot.host.warm import key, store
 
         try:
@@ -314,10 +316,10 @@ class Prepared:
         hypervisor = self.hypervisor.alone()
         if hypervisor.share == self.hypervisor.share:
             return self.plan
-        from apppot.host import planning
+        from apppot.host.plan import planner
 
         ground = replace(self.ground, hypervisor=hypervisor)
-        return planning.make_plan(self.request, self.settings, self.caller, ground)
+        return planner.make_plan(self.request, self.settings, self.caller, ground)
 
     def give_up(self, kept: Kept, reason: str) -> None:
         """Delete a kept machine of which no guest came to life, and start cold."""
@@ -347,9 +349,9 @@ class Prepared:
             del self._candidates[0]
 
     def _plan_for_first(self) -> bool:
-        from apppot.host import planning
-        from apppot.host.errors import PotError, Unsuited
-        from apppot.host.hypervisor import memory
+        from apppot.host.common.errors import PotError, Unsuited
+        from apppot.host.hypervisor import verdicts
+        from apppot.host.plan import planner
 
         if self.request.image is None and self.request.cow is None:
             # The host's root is many file systems.
@@ -357,9 +359,11 @@ class Prepared:
         try:
             check_kernel_file(self.settings["kernel"], self.hypervisor)
             self.ground: Ground = _ground(self)
-            if not self.is_last and memory.recall(self.hypervisor.name, self.ground.kernel.digest):
+            if not self.is_last and verdicts.recall(
+                self.hypervisor.name, self.ground.kernel.digest
+            ):
                 return False
-            self.plan = planning.make_plan(self.request, self.settings, self.caller, self.ground)
+            self.plan = planner.make_plan(self.request, self.settings, self.caller, self.ground)
         except (PotError, Unsuited) as error:
             self._problems[self.hypervisor.name] = error
             if self.is_last:
@@ -371,7 +375,7 @@ class Prepared:
 
 def hold_session(args: argparse.Namespace, request: Request, stack: contextlib.ExitStack) -> str:
     """The disk of the session asked for, made if it is new and held until `stack` closes."""
-    from apppot.host import sessions
+    from apppot.host.images import sessions
 
     base = "+".join([_digest(request.image), *map(_digest, request.changes)])
     session = sessions.find(args.session)
@@ -405,7 +409,7 @@ def wants_terminal(args: argparse.Namespace, caller: Caller) -> bool:
 
 
 def _request(args: argparse.Namespace, tty: bool, caller: Caller) -> Request:
-    from apppot.host.planning import Request
+    from apppot.host.plan.planner import Request
 
     # Not os.fsencode on the way in: argv arrived by it, so this gives back the very bytes.
     argv = tuple(os.fsencode(word) for word in args.argv)
@@ -449,7 +453,7 @@ def _entrypoint(text: str | None) -> tuple[str, ...] | None:
 def find_image(reference: str) -> Image | None:
     """The image that `reference` names; None for `host`.  Raises ImageError."""
     from apppot.host.images import store
-    from apppot.host.planning import HOST_IMAGE
+    from apppot.host.plan.planner import HOST_IMAGE
 
     return None if reference == HOST_IMAGE else store.resolve(reference)
 
@@ -464,7 +468,7 @@ def _changes(paths: list[str], image: Image | None) -> tuple[Image, ...]:
     found: list[Image] = []
     for path in paths:
         if probe(path).format is ImageFormat.TAR:
-            from apppot.host.images import tarchanges
+            from apppot.host.images.changes import tarchanges
 
             found.append(tarchanges.convert(path, image, found))
         else:
@@ -474,7 +478,8 @@ def _changes(paths: list[str], image: Image | None) -> tuple[Image, ...]:
 
 def _changes_file(path: str, image: Image | None) -> Image:
     """The changes file at `path`, checked to belong to `image`."""
-    from apppot.host.images import changes, store
+    from apppot.host.images import store
+    from apppot.host.images.changes import record as changes
 
     found = store.resolve(path if "/" in path else f"./{path}")
     record = changes.read(found.path)
@@ -493,7 +498,7 @@ def _label(image: Image | None) -> str:
 
 def parse_bind(text: str) -> Bind:
     """SRC[:DST][:ro|rw].  Raises UsageError where SRC is missing or DST not absolute."""
-    from apppot.host.planning import Bind
+    from apppot.host.plan.planner import Bind
 
     parts = text.split(":")
     mode = parts.pop() if len(parts) > 1 and parts[-1] in ("ro", "rw") else "rw"
@@ -567,8 +572,9 @@ def check_memory(setting: Setting, room: Memory) -> None:
 
 
 def _ground(prepared: Prepared) -> Ground:
-    from apppot.host import confine, terminal
-    from apppot.host.planning import Ground, confinement_wish
+    from apppot.host.common import terminal
+    from apppot.host.confinement import bubblewrap
+    from apppot.host.plan.planner import Ground, confinement_wish
     from apppot.host.pot import layout
 
     settings: dict[str, Any] = {name: item.value for name, item in prepared.settings.items()}
@@ -596,14 +602,14 @@ def _ground(prepared: Prepared) -> Ground:
         job_directory=job_directory(settings["job_dir"]),
         confine=wish,
         room=prepared.room,
-        mapped=confine.choose(wish, prepared.capabilities) is confine.Confinement.BUBBLEWRAP,
+        mapped=bubblewrap.choose(wish, prepared.capabilities) is bubblewrap.Confinement.BUBBLEWRAP,
         hello_seconds=60.0 if prepared.is_last else 10.0,
     )
 
 
 def _uml_kernel(settings: Mapping[str, Any], able: Capabilities) -> tuple[KernelChoice, str | None]:
     """The User-Mode Linux kernel, and the directory of its modules where it needs some."""
-    from apppot.host.plan import KernelChoice
+    from apppot.host.hypervisor.launchplan import KernelChoice
     from apppot.host.pot import layout
 
     kernel = layout.find_kernel(kernel=settings["kernel"])
@@ -624,7 +630,7 @@ def _uml_kernel(settings: Mapping[str, Any], able: Capabilities) -> tuple[Kernel
 
 def _x86_kernel(wanted: str | None) -> KernelChoice:
     """The pot's x86-64 kernel, or the file `wanted`, of which nothing is known."""
-    from apppot.host.plan import KernelChoice
+    from apppot.host.hypervisor.launchplan import KernelChoice
     from apppot.host.pot import layout
 
     if wanted is not None:
@@ -641,7 +647,7 @@ def check_kernel_file(setting: Setting, hypervisor: Hypervisor) -> None:
 
     One for a machine is a bzImage, or an ELF file that is linked to the high half of memory.
     """
-    from apppot.host.errors import Unsuited
+    from apppot.host.common.errors import Unsuited
 
     if setting.value is None:
         return

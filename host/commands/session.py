@@ -23,9 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from apppot.host import sessions
-    from apppot.host.text import printable
-    from apppot.host.units import format_size
+    from apppot.host.common.text import printable
+    from apppot.host.common.units import format_size
+    from apppot.host.images import sessions
 
     found = sessions.list_sessions()
     if args.json:
@@ -52,7 +52,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from apppot.host import sessions
+    from apppot.host.images import sessions
 
     for name in args.names:
         sessions.remove(sessions.get_any(name))
@@ -60,8 +60,8 @@ def _remove(args: argparse.Namespace) -> int:
 
 
 def _resize(args: argparse.Namespace) -> int:
-    from apppot.host import sessions
-    from apppot.host.units import parse_size
+    from apppot.host.common.units import parse_size
+    from apppot.host.images import sessions
 
     sessions.resize(sessions.get(args.name), parse_size(args.size))
     return 0

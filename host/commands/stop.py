@@ -10,7 +10,7 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apppot.host.runs import Record
+    from apppot.host.runs.records import Record
 
 _GRACE = "10s"
 # What a launcher needs after the payload's SIGKILL, before it is killed itself.
@@ -29,8 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Stop all of them at once, and wait until they have ended."""
-    from apppot.host import runs
-    from apppot.host.units import parse_duration
+    from apppot.host.common.units import parse_duration
+    from apppot.host.runs import records as runs
 
     grace = 0.0 if args.time in ("0", "0s") else parse_duration(args.time)
     records = [runs.find(name) for name in args.names]
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _ask(record: Record, grace: float, stack: contextlib.ExitStack) -> None:
     """SIGTERM for the payload, SIGKILL after `grace` seconds; one that has ended needs none."""
-    from apppot.host import runs
+    from apppot.host.runs import records as runs
 
     match runs.state(record):
         case runs.RunState.STARTING:
@@ -61,7 +61,7 @@ def _ask(record: Record, grace: float, stack: contextlib.ExitStack) -> None:
 
 
 def _signal(record: Record, number: int) -> None:
-    from apppot.host import runs
+    from apppot.host.runs import records as runs
 
     pidfd = runs.launcher(record)
     if pidfd is not None:

@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print or draw the timeline."""
-    from apppot.host import timeline
+    from apppot.host.runs import timeline
 
     steps = timeline.read(args.file)
     if args.output:

@@ -13,25 +13,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Wait for all of them; the last status that is not 0."""
-    from apppot.host import runs
+    from apppot.host.runs import records
 
     status = 0
-    for record in [runs.find(name) for name in args.names]:
-        runs.await_end(record)
+    for record in [records.find(name) for name in args.names]:
+        records.await_end(record)
         status = _status(record.folder, record.name) or status
     return status
 
 
 def _status(folder: str, name: str) -> int:
     """What the run returned.  Raises RunError where nobody knows."""
-    from apppot.host import runs
+    from apppot.host.runs import records
 
-    record = runs.read(folder)
+    record = records.read(folder)
     if record is None:
-        raise runs.RunError(
+        raise records.RunError(
             f"the status of run {name} went to who started it",
             "wait for runs that have a name, or were started with --detach",
         )
     if record.status is None:
-        raise runs.RunError(f"run {name} is lost: its launcher was killed", "start it anew")
+        raise records.RunError(f"run {name} is lost: its launcher was killed", "start it anew")
     return record.status

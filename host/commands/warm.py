@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 from apppot.host.commands import run
-from apppot.host.errors import HypervisorError, UsageError
+from apppot.host.common.errors import HypervisorError, UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _keep(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
-    from apppot.host import launch
-    from apppot.host.units import format_size
+    from apppot.host.common.units import format_size
+    from apppot.host.machine import launch
     from apppot.host.warm import key
     from apppot.host.warm.machine import Keeping
 
@@ -72,8 +72,8 @@ def _keep(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
 
 
 def _list(as_json: bool) -> int:
-    from apppot.host.text import printable
-    from apppot.host.units import format_size
+    from apppot.host.common.text import printable
+    from apppot.host.common.units import format_size
     from apppot.host.warm import store
 
     found = store.machines()

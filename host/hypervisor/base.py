@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from apppot.host.plan import LaunchPlan
+from apppot.host.hypervisor.launchplan import LaunchPlan
 
 
 @dataclass(frozen=True)

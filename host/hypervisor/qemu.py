@@ -7,9 +7,9 @@ import platform
 from dataclasses import dataclass, replace
 
 from apppot.guest.protocol import frames
-from apppot.host.capabilities import Capabilities
+from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.hypervisor.base import Surroundings, Verdict, Wires, shares
-from apppot.host.plan import Disk, LaunchPlan
+from apppot.host.hypervisor.launchplan import Disk, LaunchPlan
 
 PROGRAM = "qemu-system-x86_64"
 KVM_DEVICE = "/dev/kvm"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 
 from apppot.guest.protocol import frames
-from apppot.host.capabilities import Capabilities
+from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.hypervisor.base import Surroundings, Verdict, Wires
-from apppot.host.plan import Disk, LaunchPlan
+from apppot.host.hypervisor.launchplan import Disk, LaunchPlan
 
 CHANNEL = "/dev/ttyS0"
 # Its own files beside the memory: mconsole socket and pid file.

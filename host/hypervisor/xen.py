@@ -13,10 +13,10 @@ import shutil
 import sys
 
 from apppot.guest.protocol import frames
-from apppot.host.capabilities import Capabilities
-from apppot.host.errors import HypervisorError
+from apppot.host.capabilities.capabilities import Capabilities
+from apppot.host.common.errors import HypervisorError
 from apppot.host.hypervisor.base import Surroundings, Verdict, Wires, shares
-from apppot.host.plan import LaunchPlan
+from apppot.host.hypervisor.launchplan import LaunchPlan
 
 CAPABILITIES = "/proc/xen/capabilities"
 DEVICES = ("/dev/xen/privcmd", "/dev/loop-control")

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import BinaryIO
 
-from apppot.host import process
-from apppot.host.errors import ApppotError, BuildError
-from apppot.host.text import printable
+from apppot.host.common.errors import ApppotError, BuildError
+from apppot.host.common.text import printable
+from apppot.host.process import run
 
 # -noI leaves inodes and directories uncompressed: a guest looks files up faster, it costs about
 # one percent, and the root's time can be set (see `_set_root_time`).
@@ -73,7 +73,7 @@ class Packer:
         else:
             argv += ["-mkfs-time", str(self.epoch)]
         try:
-            process.run(
+            run.run(
                 [*_as_root(), *argv, self.target],
                 stdin=self._reader,
                 env=env,
@@ -115,7 +115,7 @@ def _as_root() -> tuple[str, ...]:
     image; in a user namespace, everybody's image has the same bytes.
     """
     prefix = ("unshare", "--map-root-user")
-    if os.geteuid() == 0 or process.run([*prefix, "true"], check=False, timeout=30).returncode:
+    if os.geteuid() == 0 or run.run([*prefix, "true"], check=False, timeout=30).returncode:
         return ()
     return prefix
 
@@ -161,7 +161,7 @@ def distribution(path: str) -> str:
     """PRETTY_NAME of a squashfs image's os-release; "" where there is none or no unsquashfs."""
     for name in ("usr/lib/os-release", "etc/os-release"):
         try:
-            done = process.run(["unsquashfs", "-cat", path, name], check=False, timeout=60)
+            done = run.run(["unsquashfs", "-cat", path, name], check=False, timeout=60)
         except ApppotError:
             return ""
         for line in done.stdout.decode(errors="replace").splitlines():

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from enum import StrEnum
 
-from apppot.host.errors import ImageError
+from apppot.host.common.errors import ImageError
 
 HEAD_BYTES = 8192
 SECTOR = 512

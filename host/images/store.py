@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from apppot.host import files, paths
-from apppot.host.errors import ImageError
+from apppot.host.common import files, paths
+from apppot.host.common.errors import ImageError
+from apppot.host.common.units import timestamp
 from apppot.host.images.probe import ImageFormat, Probed, probe, require_bootable
-from apppot.host.units import timestamp
 
 LATEST = "latest"
 DIGEST_PREFIX = "sha256:"
@@ -90,7 +90,7 @@ def resolve(reference: str) -> Image:
     ambiguous, damaged, or must be imported first.
     """
     if is_transport(reference):
-        from apppot.host.images import transports
+        from apppot.host.images.importing import transports
 
         return in_store(transports.cached(reference))
     if "/" in reference or os.path.isfile(reference):

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from apppot.host.errors import ImageError, UsageError
+from apppot.host.common.errors import ImageError, UsageError
+from apppot.host.common.progress import Progress
 from apppot.host.images import store as images
 from apppot.host.images.store import LATEST, Record
-from apppot.host.progress import Progress
 
 CHUNK = 1 << 20
 BLOCK = 512

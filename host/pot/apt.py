@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from apppot.host.errors import BuildError
-from apppot.host.files import file_digest
-from apppot.host.process import run
+from apppot.host.common.errors import BuildError
+from apppot.host.common.files import file_digest
+from apppot.host.process.run import run
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 APT_HINT = "AppPot builds on Debian or a derivative; elsewhere use `apppot pot import FILE.tar`"

@@ -9,14 +9,14 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from apppot.host.errors import PotError
-from apppot.host.files import file_digest
-from apppot.host.paths import pot_home
+from apppot.host.common.errors import PotError
+from apppot.host.common.files import file_digest
+from apppot.host.common.paths import pot_home
+from apppot.host.common.progress import Progress
 from apppot.host.pot import store
 from apppot.host.pot.boot import check_boots, check_boots_in_qemu, measure_lpj
 from apppot.host.pot.kernel import kernel_of
 from apppot.host.pot.layout import MANIFEST
-from apppot.host.progress import Progress
 
 # kind -> names of its files, the main one first.  The archive holds pot.json and these.
 FILES = {

@@ -7,10 +7,10 @@ import re
 import shutil
 import tempfile
 
-from apppot.host.capabilities import QEMU
-from apppot.host.errors import BuildError
+from apppot.host.capabilities.capabilities import QEMU
+from apppot.host.common.errors import BuildError
 from apppot.host.pot.layout import Kernel, lpj_for, remember_lpj
-from apppot.host.process import run
+from apppot.host.process.run import run
 
 CALIBRATED = re.compile(r"BogoMIPS \(lpj=(\d+)\)")
 BOOT_SECONDS = 60.0

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apppot.host.errors import BuildError
-from apppot.host.process import run
+from apppot.host.common.errors import BuildError
+from apppot.host.process.run import run
 
 BLOCK = 4096
 INODE = 256

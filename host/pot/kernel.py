@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apppot.host.errors import BuildError
-from apppot.host.paths import cache_home, pot_home
+from apppot.host.common.errors import BuildError
+from apppot.host.common.paths import cache_home, pot_home
+from apppot.host.common.progress import Progress
 from apppot.host.pot import store
 from apppot.host.pot.apt import Apt, Package
 from apppot.host.pot.boot import check_boots, check_boots_in_qemu, measure_lpj
@@ -26,8 +27,7 @@ from apppot.host.pot.recipes import (
     lost_options,
 )
 from apppot.host.pot.state import read_json, write_json
-from apppot.host.process import ToolError, run, run_lines
-from apppot.host.progress import Progress
+from apppot.host.process.run import ToolError, run, run_lines
 
 # Fixed, so that the same source gives the same kernel.
 REPRODUCIBLE = {

@@ -15,8 +15,8 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
-from apppot.host.errors import PotError
-from apppot.host.paths import cache_home, pot_home
+from apppot.host.common.errors import PotError
+from apppot.host.common.paths import cache_home, pot_home
 from apppot.host.pot.state import read_json, write_json
 
 MANIFEST = "pot.json"

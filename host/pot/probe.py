@@ -9,8 +9,8 @@ import re
 import struct
 from typing import BinaryIO
 
-from apppot.host.errors import PotError
-from apppot.host.process import ToolError, run
+from apppot.host.common.errors import PotError
+from apppot.host.process.run import ToolError, run
 
 # Options in `linux --help` that the launcher cares for.
 HELP_WORDS = re.compile(rb"^(seccomp|ncpus)=", re.MULTILINE)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apppot.host.errors import BuildError
-from apppot.host.paths import recipe_homes
+from apppot.host.common.errors import BuildError
+from apppot.host.common.paths import recipe_homes
 from apppot.host.pot.ext4 import ImageSpec
 
 

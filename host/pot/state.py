@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from apppot.host.files import write_atomic
+from apppot.host.common.files import write_atomic
 
 
 def read_json(path: str, version: int = 1) -> dict[str, object] | None:

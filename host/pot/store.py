@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from apppot.host.errors import PotError
-from apppot.host.files import file_digest, sync
+from apppot.host.common.errors import PotError
+from apppot.host.common.files import file_digest, sync
 from apppot.host.pot.layout import MANIFEST
 from apppot.host.pot.state import read_json, write_json
 

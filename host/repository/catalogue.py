@@ -10,9 +10,9 @@ import os
 import time
 from typing import Any
 
-from apppot.host import paths
-from apppot.host.errors import RepositoryError
-from apppot.host.files import write_atomic
+from apppot.host.common import paths
+from apppot.host.common.errors import RepositoryError
+from apppot.host.common.files import write_atomic
 from apppot.host.repository import files, keys
 from apppot.host.repository.model import (
     INDEX,

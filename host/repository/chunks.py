@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from apppot.host import paths
-from apppot.host.errors import RepositoryError
-from apppot.host.files import write_atomic
+from apppot.host.common import paths
+from apppot.host.common.errors import RepositoryError
+from apppot.host.common.files import write_atomic
 from apppot.host.images import store
 
 # Measured on a Debian 12 image with OpenSSL updated: 16 KiB re-fetches 8.1 %, 32 KiB 9.2 %,

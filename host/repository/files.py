@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from apppot.host.errors import RepositoryError
-from apppot.host.files import read_json, write_json
+from apppot.host.common.errors import RepositoryError
+from apppot.host.common.files import read_json, write_json
 
 
 def write_state(path: str, data: dict[str, Any], mode: int = 0o644) -> None:

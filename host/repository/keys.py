@@ -18,9 +18,9 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from apppot.host import paths
-from apppot.host.errors import RepositoryError, UsageError
-from apppot.host.files import write_atomic
+from apppot.host.common import paths
+from apppot.host.common.errors import RepositoryError, UsageError
+from apppot.host.common.files import write_atomic
 from apppot.host.repository import files
 
 if TYPE_CHECKING:

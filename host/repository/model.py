@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from apppot.host.errors import RepositoryError
+from apppot.host.common.errors import RepositoryError
 from apppot.host.images import store
 from apppot.host.images.probe import ImageFormat
 

@@ -23,11 +23,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from apppot.host.errors import ApppotError, ImageError, RepositoryError, UsageError
-from apppot.host.files import PARTIAL, file_digest, sync, write_atomic
-from apppot.host.images import changes, importer, store
+from apppot.host.common.errors import ApppotError, ImageError, RepositoryError, UsageError
+from apppot.host.common.files import PARTIAL, file_digest, sync, write_atomic
+from apppot.host.common.progress import Progress
+from apppot.host.common.text import printable
+from apppot.host.common.units import timestamp
+from apppot.host.images import store
+from apppot.host.images.changes import record as changes
+from apppot.host.images.importing import importer
 from apppot.host.images.probe import ImageFormat, probe
-from apppot.host.progress import Progress
 from apppot.host.repository import chunks, files, keys, page
 from apppot.host.repository.model import (
     FORMATS,
@@ -44,8 +48,6 @@ from apppot.host.repository.model import (
     decode_map,
     digest_of,
 )
-from apppot.host.text import printable
-from apppot.host.units import timestamp
 
 PACK_BYTES = 32 << 20
 FOLDERS = ("indexes", "maps", "packs")

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from apppot.host import paths
-from apppot.host.errors import ApppotError, ImageError, RepositoryError, UsageError
-from apppot.host.files import PARTIAL
+from apppot.host.common import paths
+from apppot.host.common.errors import ApppotError, ImageError, RepositoryError, UsageError
+from apppot.host.common.files import PARTIAL
+from apppot.host.common.progress import Progress
 from apppot.host.images import store
 from apppot.host.images.probe import probe, require_bootable
-from apppot.host.progress import Progress
 from apppot.host.repository import catalogue, chunks, files, keys
 from apppot.host.repository.assembly import Assembly
 from apppot.host.repository.model import (

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from apppot.host.errors import RepositoryError
-from apppot.host.text import printable
+from apppot.host.common.errors import RepositoryError
+from apppot.host.common.text import printable
 
 if TYPE_CHECKING:
     import requests

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from apppot.host.files import sync
-from apppot.host.paths import cache_home
+from apppot.host.common.files import sync
+from apppot.host.common.paths import cache_home
+from apppot.host.common.units import timestamp
 from apppot.host.pot.state import read_json
-from apppot.host.units import timestamp
 from apppot.host.warm import stub
 from apppot.host.warm.memory import Extents, pack, write_all
 

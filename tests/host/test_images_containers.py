@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apppot.host.errors import ImageError
-from apppot.host.images import store, transports
+from apppot.host.common.errors import ImageError
+from apppot.host.images import store
+from apppot.host.images.importing import transports
 
 pytestmark = [
     pytest.mark.tools,

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apppot.host.errors import ImageError
-from apppot.host.files import file_digest
-from apppot.host.images import importer, store
+from apppot.host.common.errors import ImageError
+from apppot.host.common.files import file_digest
+from apppot.host.images import store
+from apppot.host.images.importing import importer
 
 pytestmark = [
     pytest.mark.tools,

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from apppot.host import confine, netfilter, netguard, network, usernet
-from apppot.host.errors import HypervisorError
+from apppot.host.common.errors import HypervisorError
+from apppot.host.confinement import bubblewrap
+from apppot.host.network import filter, guard, usernet
+from apppot.host.network import slirp as network
 from network_frames import ask, syn
 
 QEMU, SLIRP = map(shutil.which, ("qemu-system-x86_64", "slirp4netns"))
-HELD = confine.unconfined("/nowhere", "/nowhere")
+HELD = bubblewrap.unconfined("/nowhere", "/nowhere")
 needs_qemu = pytest.mark.skipif(QEMU is None, reason="needs qemu-system-x86")
 needs_slirp = pytest.mark.skipif(SLIRP is None, reason="needs slirp4netns")
 
@@ -52,7 +54,7 @@ def slirp(tmp_path: Path) -> Iterator[tuple[int, int, socket.socket]]:
     """The pid of a slirp4netns, what says that it is connected, and a machine's end of it."""
     assert SLIRP is not None
     (tmp_path / "net").mkdir()
-    held = confine.unconfined(str(tmp_path), str(tmp_path))
+    held = bubblewrap.unconfined(str(tmp_path), str(tmp_path))
     child, output, connected = network.start(SLIRP, held, "net", bool)
     with network.connect(output, str(tmp_path / "net")) as wire:
         ask(wire)
@@ -99,11 +101,11 @@ def test_slirp4netns_is_guarded_from_outside(
     """It takes a frame to 127.0.0.1 there, until it is; once is for good."""
     pid, connected, wire = slirp
     assert reaches(listener, wire, "127.0.0.1"), "the attack itself does not work"
-    netguard.guard(pid, connected)
+    guard.guard(pid, connected)
     for address in ("10.0.2.2", "127.0.0.1", "127.0.0.53", "0.0.0.0"):
         assert not reaches(listener, wire, address), address
     with pytest.raises(PermissionError):
-        netguard.guard(pid, connected)
+        guard.guard(pid, connected)
 
 
 @needs_slirp
@@ -119,7 +121,7 @@ def test_descriptors_that_the_helper_closes_meanwhile_are_passed_over(
     monkeypatch.setattr(
         os, "readlink", lambda path: "socket:[1]" if path.endswith(link) else followed(path)
     )
-    netguard.guard(pid, connected)
+    guard.guard(pid, connected)
     assert not reaches(listener, wire, "127.0.0.1")
 
 
@@ -128,7 +130,7 @@ def test_a_helper_that_nobody_is_connected_to_cannot_be_guarded() -> None:
     sleeper = subprocess.Popen(["sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE)
     assert sleeper.stdout is not None
     with pytest.raises(OSError, match="no guest"):
-        netguard.guard(sleeper.pid, sleeper.stdout.fileno())
+        guard.guard(sleeper.pid, sleeper.stdout.fileno())
     sleeper.kill()
     sleeper.communicate()
 
@@ -147,4 +149,4 @@ def test_a_port_that_is_taken_is_said(listener: socket.socket) -> None:
 def test_a_filter_that_is_no_program_is_refused() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, pytest.raises(OSError, match="Invalid argument"):
-        netfilter.attach(theirs, {"start": [(0x06, "", "", 0), (0xFFFF, "", "", 0)]})
+        filter.attach(theirs, {"start": [(0x06, "", "", 0), (0xFFFF, "", "", 0)]})

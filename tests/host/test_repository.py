@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apppot.host.errors import ApppotError, ImageError, RepositoryError
-from apppot.host.files import file_digest
-from apppot.host.images import importer, store
+from apppot.host.common.errors import ApppotError, ImageError, RepositoryError
+from apppot.host.common.files import file_digest
+from apppot.host.images import store
+from apppot.host.images.importing import importer
 from apppot.host.repository import catalogue, keys, publish, pull
 from apppot.host.repository.publish import Wish
 
@@ -234,7 +235,7 @@ def apppot(*words: str) -> subprocess.CompletedProcess[str]:
 def test_changes_come_with_their_base_named(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apppot.host.images import changes
+    from apppot.host.images.changes import record as changes
 
     base = add("base", "1", image(1, MEGABYTE))
     file = tmp_path / "dev.changes"

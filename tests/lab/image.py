@@ -11,8 +11,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from apppot.host.images import builder, recipe, store
-from apppot.host.process import run
+from apppot.host.images import store
+from apppot.host.images.building import builder, recipe
+from apppot.host.process.run import run
 
 from tests.lab.initramfs import DIRECTORY, FILE, PROGRAM, cpio
 from tests.scenarios.images import alone

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from apppot.host.process import run
+from apppot.host.process.run import run
 
 from tests.lab.image import ROOT, Parts
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from apppot.host import paths
+from apppot.host.common import paths
 
 from tests.lab import guest
 from tests.lab.image import ROOT, Parts

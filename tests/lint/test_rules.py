@@ -45,14 +45,14 @@ def test_merge_imports_nothing_of_payload() -> None:
 def test_only_the_process_wrapper_uses_subprocess() -> None:
     for folder in ("host", "guest"):
         for path, tree in modules(folder):
-            if path != Path("host/process.py"):
+            if path != Path("host/process/run.py"):
                 assert "subprocess" not in imported(tree), path
 
 
 def test_only_the_spawners_fork_or_spawn() -> None:
     allowed = {
-        Path("host/spawn.py"),
-        Path("host/rundir.py"),  # the keeper
+        Path("host/process/spawn.py"),
+        Path("host/process/rundir.py"),  # the keeper
         Path("host/hypervisor/xenguard.py"),  # a program of its own
         Path("guest/payload/process.py"),
         Path("guest/init/standalone.py"),

@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from apppot.host import paths
-from apppot.host.errors import ImageError
-from apppot.host.images import builder, recipe, store
+from apppot.host.common import paths
+from apppot.host.common.errors import ImageError
+from apppot.host.images import store
+from apppot.host.images.building import builder, recipe
 from apppot.host.pot.apt import Apt
 
 from tests.scenarios.runner import PROVEN_SOURCE

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from apppot.host import paths
+from apppot.host.common import paths
 
 from tests.scenarios import proof
 from tests.scenarios.suite import Scenario, Transcript, write

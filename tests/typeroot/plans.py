@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from apppot.host import config, planning
-from apppot.host.caller import Caller
-from apppot.host.capabilities import QEMU_DEVICES, QEMU_MACHINES, Capabilities, Memory
+from apppot.host.capabilities.capabilities import QEMU_DEVICES, QEMU_MACHINES, Capabilities, Memory
+from apppot.host.config import settings as config
+from apppot.host.config.caller import Caller
+from apppot.host.hypervisor.launchplan import KernelChoice, LaunchPlan
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.images.store import Image
-from apppot.host.plan import KernelChoice, LaunchPlan
+from apppot.host.plan import planner
 
 CALLER = Caller(
     uid=1234,
@@ -44,7 +45,7 @@ HOST = Capabilities(
     max_map_count=65530,
 )
 UML = Uml(HOST)
-GROUND = planning.Ground(
+GROUND = planner.Ground(
     hypervisor=UML,
     kernel=KERNEL,
     modules=None,
@@ -68,7 +69,7 @@ def settings(**options: Any) -> dict[str, config.Setting]:
 
 
 def plan(
-    request: planning.Request | None = None, ground: planning.Ground = GROUND, **options: Any
+    request: planner.Request | None = None, ground: planner.Ground = GROUND, **options: Any
 ) -> LaunchPlan:
-    request = request or planning.Request(IMAGE, COMMAND)
-    return planning.make_plan(request, settings(**options), CALLER, ground)
+    request = request or planner.Request(IMAGE, COMMAND)
+    return planner.make_plan(request, settings(**options), CALLER, ground)

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apppot.host.errors import ImageError
-from apppot.host.images import builder, recipe, store
+from apppot.host.common.errors import ImageError
+from apppot.host.images import store
+from apppot.host.images.building import builder, recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 40.0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apppot.host import paths
+from apppot.host.common import paths
 from apppot.host.pot import layout
 from vm_harness import IMAGE, RELEASE, Launcher, Result, Who
 

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from apppot.host import paths
+from apppot.host.common import paths
 from vm_harness import ROOT, Launcher, Who
 
 from tests.scenarios.images import alone, built

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from apppot.guest.merge import changes as layer
-from apppot.host.errors import ImageError
-from apppot.host.images import changes
-from apppot.host.images.changes import Changes
+from apppot.host.common.errors import ImageError
+from apppot.host.images.changes import record as changes
+from apppot.host.images.changes.record import Changes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from apppot.host import cli
+from apppot.host.channel.relay import Aborted
 from apppot.host.commands import completion
 from apppot.host.images.store import Record
-from apppot.host.process import run
-from apppot.host.relay import Aborted
+from apppot.host.process.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from apppot.host import config, diagnosis, relay, units
-from apppot.host.errors import UsageError
+from apppot.host.channel import relay
+from apppot.host.common import units
+from apppot.host.common.errors import UsageError
+from apppot.host.config import settings
+from apppot.host.machine import diagnosis
 
 
 def test_precedence(tmp_path: Path) -> None:
@@ -14,19 +17,19 @@ def test_precedence(tmp_path: Path) -> None:
     site.write_text('memory = "1G"\ncpus = 3\nhostname = "site"\n')
     mine.write_text('memory = "2G"\ncpus = 4\n')
     env = {"APPPOT_MEM": "3G", "SLURM_CPUS_PER_TASK": "5"}
-    got = config.resolve({"memory": "4G"}, env, (str(site), str(mine)))
-    assert got["memory"] == config.Setting(4 << 30, "--mem")
-    got = config.resolve({}, env, (str(site), str(mine)))
-    assert got["memory"] == config.Setting(3 << 30, "$APPPOT_MEM")
-    assert got["cpus"] == config.Setting(5, "batch allocation")
-    got = config.resolve({}, {}, (str(site), str(mine)))
-    assert got["memory"] == config.Setting(2 << 30, str(mine))
-    assert got["hostname"] == config.Setting("site", str(site))
-    assert config.resolve({}, {})["memory"] == config.Setting(512 << 20, "default")
+    got = settings.resolve({"memory": "4G"}, env, (str(site), str(mine)))
+    assert got["memory"] == settings.Setting(4 << 30, "--mem")
+    got = settings.resolve({}, env, (str(site), str(mine)))
+    assert got["memory"] == settings.Setting(3 << 30, "$APPPOT_MEM")
+    assert got["cpus"] == settings.Setting(5, "batch allocation")
+    got = settings.resolve({}, {}, (str(site), str(mine)))
+    assert got["memory"] == settings.Setting(2 << 30, str(mine))
+    assert got["hostname"] == settings.Setting("site", str(site))
+    assert settings.resolve({}, {})["memory"] == settings.Setting(512 << 20, "default")
 
 
 def test_batch_memory_leaves_room_for_the_launcher() -> None:
-    got = config.resolve({}, {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_PER_TASK": "2"})
+    got = settings.resolve({}, {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_PER_TASK": "2"})
     assert got["memory"].origin == "batch allocation"
     assert 1 << 30 < got["memory"].value < 2 << 30
 
@@ -35,7 +38,7 @@ def test_batch_memory_leaves_room_for_the_launcher() -> None:
 def test_bad_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(UsageError) as caught:
-        config.resolve({}, {}, (str(tmp_path / "c.toml"),))
+        settings.resolve({}, {}, (str(tmp_path / "c.toml"),))
     assert "c.toml" in caught.value.cause
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from apppot.host import original
 from apppot.host.cli import build_parser
+from apppot.host.original import start
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,7 +27,7 @@ def parsers(parser: argparse.ArgumentParser, words: str = "") -> Iterator[tuple[
 
 
 COMMANDS = dict(parsers(build_parser()))
-ALL_OPTIONS = set().union(*COMMANDS.values()) | set(OPTION.findall(original.USAGE))
+ALL_OPTIONS = set().union(*COMMANDS.values()) | set(OPTION.findall(start.USAGE))
 
 
 def code(path: Path) -> list[str]:

@@ -7,15 +7,15 @@ import json
 from typing import Any
 
 import pytest
-from apppot.host import doctor
-from apppot.host.capabilities import Capabilities, Memory
+from apppot.host.capabilities.capabilities import Capabilities, Memory
 from apppot.host.cli import build_parser
 from apppot.host.commands import doctor as command
-from apppot.host.config import Setting
-from apppot.host.doctor import Check, Facts, Mark, Place
+from apppot.host.config.settings import Setting
+from apppot.host.doctor import checks as doctor
+from apppot.host.doctor.checks import Check, Facts, Mark, Place
 from apppot.host.hypervisor.base import Verdict
 from apppot.host.pot.layout import Kernel
-from apppot.host.timeline import Step
+from apppot.host.runs.timeline import Step
 from plans import HOST
 
 GIB = 1 << 30

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from apppot.host.commands import image
-from apppot.host.errors import ApppotError, ImageError, UsageError
-from apppot.host.images import importer, pack, store
-from apppot.host.text import printable
+from apppot.host.common.errors import ApppotError, ImageError, UsageError
+from apppot.host.common.text import printable
+from apppot.host.images import pack, store
+from apppot.host.images.importing import importer
 
 from .test_images_probe import cow, ext, squashfs
 

@@ -6,9 +6,9 @@ import tarfile
 from typing import Any
 
 import pytest
-from apppot.host.errors import ImageError
-from apppot.host.images import layers
-from apppot.host.images.layers import Tree
+from apppot.host.common.errors import ImageError
+from apppot.host.images.importing import layers
+from apppot.host.images.importing.layers import Tree
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import ImageError
+from apppot.host.common.errors import ImageError
 from apppot.host.images.probe import (
     ImageFormat,
     probe,

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import ImageError, UsageError
-from apppot.host.images import apt, builder, recipe, steps, store
+from apppot.host.common.errors import ImageError, UsageError
+from apppot.host.common.progress import Progress
+from apppot.host.images import store
+from apppot.host.images.building import apt, builder, recipe, steps
 from apppot.host.images.probe import ImageFormat, Probed
-from apppot.host.progress import Progress
 from hypothesis import given
 from hypothesis import strategies as st
 

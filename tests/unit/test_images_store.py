@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import ImageError
-from apppot.host.files import SCHEMA
+from apppot.host.common.errors import ImageError
+from apppot.host.common.files import SCHEMA
 from apppot.host.images import store
 from hypothesis import given
 from hypothesis import strategies as st

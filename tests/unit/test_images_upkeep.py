@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import ImageError
+from apppot.host.common.errors import ImageError
 from apppot.host.images import store, upkeep
 
 from .test_images_store import add

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from apppot.host.process import run
+from apppot.host.process.run import run
 
 _LIST = """
 import sys

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol import drive, globs
-from apppot.host import config, inputs, planning
-from apppot.host.errors import Unsuited, UsageError
+from apppot.host.common.errors import Unsuited, UsageError
+from apppot.host.config import settings
 from apppot.host.hypervisor.uml import Uml
-from apppot.host.jobfiles import JobFiles, plan_files
-from apppot.host.planning import Request
+from apppot.host.machine import inputs
+from apppot.host.plan import planner
+from apppot.host.plan.jobfiles import JobFiles, plan_files
+from apppot.host.plan.planner import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import GROUND, HOST, IMAGE, plan
@@ -29,10 +31,10 @@ class Alone(Uml):
 ALONE = replace(GROUND, hypervisor=Alone(HOST))
 
 
-def planned(how: str, ground: planning.Ground = GROUND, **asked: Any) -> JobFiles:
+def planned(how: str, ground: planner.Ground = GROUND, **asked: Any) -> JobFiles:
     values: dict[str, Any] = {name: tuple(texts) for name, texts in asked.items()}
     request = replace(Request(None, ()), **values)
-    return plan_files(request, config.Setting(how, "--job-files"), ground)
+    return plan_files(request, settings.Setting(how, "--job-files"), ground)
 
 
 def test_share_and_copy() -> None:
@@ -79,7 +81,7 @@ def test_without_a_job_directory() -> None:
 
 
 def test_a_hypervisor_without_shares_is_not_for_binds_or_the_hosts_root() -> None:
-    bind = planning.Bind("/data", "/srv", True, False)
+    bind = planner.Bind("/data", "/srv", True, False)
     for request in (Request(None, ()), Request(IMAGE, (), binds=(bind,))):
         with pytest.raises(Unsuited, match="directories of this host"):
             plan(request, ALONE)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import ImageError, UsageError
-from apppot.host.images import cow
+from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.images.probe import ImageFormat, probe
-from apppot.host.original import parse, split_pair
+from apppot.host.original import cow
+from apppot.host.original.start import parse, split_pair
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-from apppot.host.images import disk, ova
+from apppot.host.images.exporting import disk, ova
 
 NAMES = {
     "": "http://schemas.dmtf.org/ovf/envelope/1",

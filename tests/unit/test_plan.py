@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol.job import Job
-from apppot.host import planning
 from apppot.host.commands import run
-from apppot.host.errors import UsageError
+from apppot.host.common.errors import UsageError
 from apppot.host.hypervisor.base import Wires
+from apppot.host.hypervisor.launchplan import LaunchPlan
 from apppot.host.hypervisor.qemu import Qemu
 from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.images.store import Image, Record
-from apppot.host.plan import LaunchPlan
+from apppot.host.plan import planner
 from plans import COMMAND, GROUND, HOST, IMAGE, KERNEL, UML, plan
 
 
@@ -77,7 +77,7 @@ def test_shown() -> None:
 
 def test_copied_job_directory() -> None:
     """The guest is shown nothing of it, and what comes back has a place."""
-    made = plan(replace(planning.Request(IMAGE, COMMAND), inputs=("*.c",)), job_files="copy")
+    made = plan(replace(planner.Request(IMAGE, COMMAND), inputs=("*.c",)), job_files="copy")
     assert "job" not in [item.name for item in made.shown]
     assert (made.job.job_dir, made.job.job_copy, made.job.has_job_dir()) == (None, True, True)
     assert (made.copied, made.returned, made.inputs) == ("/work/a job", "/work/a job", ("*.c",))
@@ -92,7 +92,7 @@ def test_no_job_directory() -> None:
 
 
 def test_host_image() -> None:
-    made = plan(planning.Request(None, COMMAND))
+    made = plan(planner.Request(None, COMMAND))
     (layer,) = made.job.layers
     assert (layer.source, layer.fstype) == (b"host", "hostfs")
     assert {"home", "root", "tmp", "run"} <= set(layer.hidden)
@@ -116,8 +116,8 @@ def test_no_helper_is_a_warning_by_default_and_an_error_when_asked_for() -> None
 
 
 def test_place_paths() -> None:
-    job = plan(planning.Request(None, COMMAND)).job
-    planning.place_paths(job, "/view")
+    job = plan(planner.Request(None, COMMAND)).job
+    planner.place_paths(job, "/view")
     assert (job.job_dir, job.exchange) == (b"/view/job", b"/view/exchange")
     assert job.layers[0].source == b"/view/host"
 
@@ -125,13 +125,9 @@ def test_place_paths() -> None:
 def test_bind(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert run.parse_bind(f"{tmp_path}:/data") == planning.Bind(
-        str(tmp_path), "/data", False, False
-    )
-    assert run.parse_bind(f"{file}:/etc/x/:ro") == planning.Bind(str(file), "/etc/x", True, True)
-    assert run.parse_bind(str(tmp_path)) == planning.Bind(
-        str(tmp_path), str(tmp_path), False, False
-    )
+    assert run.parse_bind(f"{tmp_path}:/data") == planner.Bind(str(tmp_path), "/data", False, False)
+    assert run.parse_bind(f"{file}:/etc/x/:ro") == planner.Bind(str(file), "/etc/x", True, True)
+    assert run.parse_bind(str(tmp_path)) == planner.Bind(str(tmp_path), str(tmp_path), False, False)
     assert run.parse_bind(f"{tmp_path}:/a:b:rw").target == "/a:b"
 
 
@@ -187,22 +183,22 @@ CONSOLE: dict[str, Any] = {"shell": True}
 def test_a_container_images_command(
     words: tuple[bytes, ...], more: dict[str, Any], argv: list[bytes]
 ) -> None:
-    assert plan(planning.Request(CONTAINER, words, **more)).job.argv == argv
+    assert plan(planner.Request(CONTAINER, words, **more)).job.argv == argv
 
 
 def test_a_container_images_surroundings() -> None:
-    job = plan(planning.Request(CONTAINER, ())).job
+    job = plan(planner.Request(CONTAINER, ())).job
     assert (job.user, job.cwd, job.env[b"PATH"]) == ("1000:5", b"/data", b"/opt/tool:/bin")
-    asked = plan(planning.Request(CONTAINER, (), workdir="/w", env={b"PATH": b"/x"}), user="root")
+    asked = plan(planner.Request(CONTAINER, (), workdir="/w", env={b"PATH": b"/x"}), user="root")
     assert (asked.job.user, asked.job.cwd, asked.job.env[b"PATH"]) == ("root", b"/w", b"/x")
-    console = plan(planning.Request(CONTAINER, (), **CONSOLE)).job
+    console = plan(planner.Request(CONTAINER, (), **CONSOLE)).job
     assert (console.user, console.cwd) == ("user", None)
 
 
 def test_the_partition_of_a_sif_is_mounted_where_it_lies() -> None:
     probed = Probed(ImageFormat.SIF, 1 << 20, "squashfs", 8192, 4096)
     image = Image("/c.sif", ImageFormat.SIF, None, None, probed)
-    (layer,) = plan(planning.Request(image, COMMAND)).job.layers
+    (layer,) = plan(planner.Request(image, COMMAND)).job.layers
     assert (layer.fstype, layer.offset) == ("squashfs", 8192)
 
 
@@ -222,4 +218,4 @@ def test_the_partition_of_a_sif_is_mounted_where_it_lies() -> None:
 def test_homes_of_the_host_are_hidden_wherever_they_are(
     home: bytes, extra: tuple[str, ...]
 ) -> None:
-    assert planning.hidden_of_host({b"HOME": home}) == (*planning.HOST_HIDDEN, *extra)
+    assert planner.hidden_of_host({b"HOME": home}) == (*planner.HOST_HIDDEN, *extra)

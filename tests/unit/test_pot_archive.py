@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import PotError
+from apppot.host.common.errors import PotError
 from apppot.host.pot import archive, store
 
 KERNEL, RUNTIME = b"kernel" * 1000, b"runtime" * 1000

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import BuildError
+from apppot.host.common.errors import BuildError
 from apppot.host.pot.ext4 import Entry, ImageSpec, blocks_needed, merge, script
 
 SPEC = ImageSpec("u", "l", 1, {"sudo": 0o4755, "tmp": 0o1777}, {"dev/null": (1, 3)})

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import PotError
-from apppot.host.files import file_digest
+from apppot.host.common.errors import PotError
+from apppot.host.common.files import file_digest
 from apppot.host.pot import boot, layout, probe, recipes, state, store
 from apppot.host.pot.kernel import stale_recipes
 

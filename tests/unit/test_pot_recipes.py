@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import BuildError
+from apppot.host.common.errors import BuildError
 from apppot.host.pot import recipes
 from apppot.host.pot.apt import Target, archive_mirror, parse_packages, parse_targets, sources
 from apppot.host.pot.kernel import BUILD_STEP, series_order

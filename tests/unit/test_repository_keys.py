@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import RepositoryError, UsageError
+from apppot.host.common.errors import RepositoryError, UsageError
 from apppot.host.repository import keys
 from apppot.host.repository.model import digest_of
 

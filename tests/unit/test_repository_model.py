@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from apppot.host.errors import ApppotError, RepositoryError
+from apppot.host.common.errors import ApppotError, RepositoryError
 from apppot.host.images.probe import ImageFormat
 from apppot.host.repository import model, page
 from apppot.host.repository.model import Blob, Chunk, ChunkMap, Entry, Index, Kind

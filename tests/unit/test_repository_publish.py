@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from apppot.host.errors import ApppotError, ImageError, RepositoryError
+from apppot.host.common.errors import ApppotError, ImageError, RepositoryError
 from apppot.host.images import store
 from apppot.host.repository import chunks, files, keys, publish, pull
 from apppot.host.repository.model import Blob, Chunk, Entry

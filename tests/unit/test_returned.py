@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol import frames
-from apppot.host.returned import Returned, checked_entry, checked_path
+from apppot.host.channel.outputs import Returned, checked_entry, checked_path
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol.job import Job
-from apppot.host import cli, runs
-from apppot.host.book import Book, home, process_start, status_of
-from apppot.host.capabilities import boot_id
-from apppot.host.errors import ApppotError, UsageError
-from apppot.host.runs import Record, Request, RunError, RunState
+from apppot.host import cli
+from apppot.host.capabilities.capabilities import boot_id
+from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.runs import records
+from apppot.host.runs.recorder import Book, home, process_start, status_of
+from apppot.host.runs.records import Record, Request, RunError, RunState
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR", "TMPDIR"):
         monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setattr(runs, "candidates", lambda env: [str(tmp_path)])
+    monkeypatch.setattr(records, "candidates", lambda env: [str(tmp_path)])
     return tmp_path
 
 
@@ -34,7 +35,7 @@ def book(name: str | None = "vm", **options: Any) -> Book:
 
 
 def record(name: str = "vm") -> Record:
-    return runs.find(name)
+    return records.find(name)
 
 
 def rewrite(old: Record, **values: Any) -> None:
@@ -45,21 +46,21 @@ def rewrite(old: Record, **values: Any) -> None:
 
 def test_from_start_to_end(place: Path) -> None:
     one = book()
-    assert runs.state(record()) is RunState.STARTING
+    assert records.state(record()) is RunState.STARTING
     with one.open(str(place)):
         assert Path(record().socket).is_socket()
         one.started()
-        assert runs.state(record()) is RunState.RUNNING
+        assert records.state(record()) is RunState.RUNNING
     one.ended(7, "because")
     ended = record()
-    assert (runs.state(ended), ended.status, ended.reason) == (RunState.ENDED, 7, "because")
+    assert (records.state(ended), ended.status, ended.reason) == (RunState.ENDED, 7, "because")
     assert ended.created <= ended.started <= ended.ended
-    assert runs.await_end(ended)
+    assert records.await_end(ended)
 
 
 def test_started_is_told_after_it_is_written(place: Path) -> None:
     seen: list[RunState] = []
-    one = book(on_started=lambda: seen.append(runs.state(record())))
+    one = book(on_started=lambda: seen.append(records.state(record())))
     one.started()
     assert seen == [RunState.RUNNING]
 
@@ -75,20 +76,20 @@ def test_started_is_told_after_it_is_written(place: Path) -> None:
 def test_without_launcher_it_is_lost(values: dict[str, Any]) -> None:
     book().started()
     rewrite(record(), **values)
-    assert runs.state(record()) is RunState.LOST
+    assert records.state(record()) is RunState.LOST
     assert record().status is None
-    assert runs.await_end(record())
+    assert records.await_end(record())
     with pytest.raises(RunError, match="is lost"):
-        runs.connect(record())
+        records.connect(record())
     rewrite(record(), status=0)
-    assert runs.state(record()) is RunState.ENDED
+    assert records.state(record()) is RunState.ENDED
 
 
 def test_of_another_host() -> None:
     book().started()
     rewrite(record(), host="another", pid=1 << 30)
-    assert runs.state(record()) is RunState.ELSEWHERE
-    for call in (runs.connect, runs.await_end):
+    assert records.state(record()) is RunState.ELSEWHERE
+    for call in (records.connect, records.await_end):
         with pytest.raises(RunError, match="another"):
             call(record())
 
@@ -101,7 +102,7 @@ def test_names_are_taken_while_a_run_lives() -> None:
     second = book()
     assert record().id == second.id
     second.ended(1)
-    assert len(runs.list_runs()) == 2
+    assert len(records.list_runs()) == 2
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b", "é", "x" * 101])
@@ -112,10 +113,10 @@ def test_bad_names(name: str) -> None:
 
 def test_found_by_id() -> None:
     one = book(None, detached=True)
-    assert runs.find(one.id).id == runs.find(one.id[:4]).id == one.id
+    assert records.find(one.id).id == records.find(one.id[:4]).id == one.id
     for word in (one.id[:3], "nothing", ""):
         with pytest.raises(RunError, match="there is no run"):
-            runs.find(word)
+            records.find(word)
 
 
 def test_a_run_that_is_nobodys_leaves_nothing(place: Path) -> None:
@@ -124,11 +125,11 @@ def test_a_run_that_is_nobodys_leaves_nothing(place: Path) -> None:
     one = book(None)
     with one.open(str(directory)):
         one.started()
-        (found,) = runs.list_runs()
-        assert (found.id, found.kept, runs.state(found)) == (one.id, False, RunState.RUNNING)
+        (found,) = records.list_runs()
+        assert (found.id, found.kept, records.state(found)) == (one.id, False, RunState.RUNNING)
     one.ended(3)
     rewrite(found, pid=1 << 30)
-    assert runs.list_runs() == []
+    assert records.list_runs() == []
     assert not (place / "apppot").exists()
 
 
@@ -138,18 +139,18 @@ def test_damaged_records_are_passed_over(text: str) -> None:
     bad = Path(home(), "bad")
     bad.mkdir()
     (bad / "record.json").write_text(text)
-    assert [one.name for one in runs.list_runs()] == ["good"]
+    assert [one.name for one in records.list_runs()] == ["good"]
 
 
 def test_old_records_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_KEPT", 3)
+    monkeypatch.setattr(records, "_KEPT", 3)
     for number in range(6):
         one = book(f"run{number}")
         rewrite(record(f"run{number}"), created=f"2026-01-01T00:00:0{number}Z")
         one._values["created"] = f"2026-01-01T00:00:0{number}Z"
         one.ended(0)
     book("last")
-    assert [one.name for one in runs.list_runs()] == ["run3", "run4", "run5", "last"]
+    assert [one.name for one in records.list_runs()] == ["run3", "run4", "run5", "last"]
 
 
 def test_processes() -> None:
@@ -196,9 +197,9 @@ def test_records_are_removed() -> None:
         cli.dispatch(["rm", "done", "under-way"])
     with pytest.raises(RunError, match="no run nothing"):
         cli.dispatch(["rm", "done", "nothing"])
-    assert {one.name for one in runs.list_runs()} == {"done", "lost", "under-way"}
+    assert {one.name for one in records.list_runs()} == {"done", "lost", "under-way"}
     assert cli.dispatch(["rm", "done", done.id, "lost"]) == 0
-    assert [one.name for one in runs.list_runs()] == ["under-way"]
+    assert [one.name for one in records.list_runs()] == ["under-way"]
     assert os.listdir(home()).count(done.id) == 0
     under_way.ended(0)
 

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from apppot.host import automatic, cli, sessions
-from apppot.host.errors import UsageError
-from apppot.host.files import file_digest
-from apppot.host.images import store
+from apppot.host import cli
+from apppot.host.common.errors import UsageError
+from apppot.host.common.files import file_digest
+from apppot.host.images import sessions, store
+from apppot.host.original import session as automatic
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from apppot.host import tsc
+from apppot.host.capabilities import tsc
 
 
 def test_two_measurements_agree() -> None:

@@ -6,7 +6,7 @@ import socket
 import struct
 
 import pytest
-from apppot.host import usernet
+from apppot.host.network import usernet
 
 GUEST = "10.0.2.100"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from apppot.host import paths
+from apppot.host.common import paths
 from vm_harness import ROOT, Launcher, Terminal, Who, myself
 
 # An id that no account of the host has, as on a cluster whose directory service is away.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from apppot.host import paths
+from apppot.host.common import paths
 from vm_harness import IMAGE, RELEASE, Launcher, Who, myself
 from vm_layers import QUIET, WORK, apart, listing, tool
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job
-from apppot.host import paths
-from apppot.host.errors import ApppotError
-from apppot.host.images.export import Wishes, export
+from apppot.host.common import paths
+from apppot.host.common.errors import ApppotError
+from apppot.host.images.exporting.export import Wishes, export
 from apppot.host.pot.apt import Apt
 from vm_harness import embedded_image, eventually
 from vm_serial import BOOT_SECONDS, until_off

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol import drive
-from apppot.host.images.export import Wishes, export
+from apppot.host.images.exporting.export import Wishes, export
 from apppot.host.pot.layout import find_pot
 from vm_cloud import certificate, serving
 from vm_harness import IMAGE, RELEASE, ROOT, eventually

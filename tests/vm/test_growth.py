@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from apppot.host import paths
+from apppot.host.common import paths
 from apppot.host.images import store
 from vm_harness import IMAGE, RELEASE, Launcher
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from apppot.host.images import changes
+from apppot.host.images.changes import record as changes
 from vm_harness import RELEASE, Launcher, Result, Who, myself
 from vm_layers import QUIET, apart, busybox_tree, tool
 

@@ -12,7 +12,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from apppot.host.images import builder, export, importer, recipe, steps, store, transports
+from apppot.host.images import store
+from apppot.host.images.building import builder, recipe, steps
+from apppot.host.images.exporting import export
+from apppot.host.images.importing import importer, transports
 from vm_harness import IMAGE, Launcher
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -33,7 +36,7 @@ def own_store(base: store.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def _pot() -> str:
-    from apppot.host import paths
+    from apppot.host.common import paths
 
     return paths.pot_home()
 
@@ -93,7 +96,7 @@ _ACCOUNTS = ("passwd", "group", "shadow", "gshadow")
 
 
 def test_a_failing_step_says_so_and_leaves_nothing(base: store.Image, own_store: Path) -> None:
-    from apppot.host.errors import BuildError
+    from apppot.host.common.errors import BuildError
 
     text = f'run = ["true", "echo the reason; exit 7"]\n[base]\nparent = "{base.path}"'
     with pytest.raises(BuildError, match="the reason"):

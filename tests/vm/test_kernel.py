@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from apppot.host.process import Completed, run
+from apppot.host.process.run import Completed, run
 
 PROGRAMS = Path(__file__).parent / "kernel"
 APPPOT = Path(sys.executable).with_name("apppot")

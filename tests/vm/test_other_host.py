@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import vm_other_host
-from apppot.host.errors import ApppotError
+from apppot.host.common.errors import ApppotError
 from vm_harness import IMAGE, RELEASE, TIMEOUT, Launcher, argv, eventually, processes
 
 QUIET = ("--network", "none")

@@ -310,7 +310,7 @@ def site_store() -> str:
 
 
 def pot() -> str:
-    from apppot.host import paths
+    from apppot.host.common import paths
 
     return paths.pot_home()
 

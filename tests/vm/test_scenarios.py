@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from apppot.host.errors import ApppotError
+from apppot.host.common.errors import ApppotError
 
 from tests.scenarios import images, suite
 from tests.scenarios.runner import IMAGE, Runner, build_proven

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from apppot.host import paths
+from apppot.host.common import paths
 from apppot.host.pot import layout
 from vm_harness import RELEASE, Launcher, Who, myself
 

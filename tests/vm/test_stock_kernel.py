@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from apppot.host import paths
+from apppot.host.common import paths
 from vm_harness import IMAGE, Launcher, Result, Word
 
 STOCK = "/usr/bin/linux.uml"

@@ -1,0 +1,1 @@
+"""Talk with a guest, from its HELLO to its EXIT."""

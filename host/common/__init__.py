@@ -1,0 +1,1 @@
+"""No business of AppPot's own: what any program needs."""

@@ -1,0 +1,85 @@
+"""Files that appear whole or not at all, and last through a crash of the host."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from apppot.host.common.errors import ApppotError
+
+# How the hidden names of files end that are not whole yet.
+PARTIAL = ".partial"
+SCHEMA = 1
+
+
+def write_atomic(path: str, content: bytes, mode: int | None = 0o644) -> None:
+    """Put `content` in place in one step: temporary file, fsync, rename, fsync.
+
+    Makes missing folders.  Its mode is `mode`; None: what the umask leaves.  Raises OSError.
+    """
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.urandom(8).hex()}{PARTIAL}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    handle = os.open(temporary, flags, 0o666 if mode is None else 0o600)
+    try:
+        with open(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(handle)
+            if mode is not None:
+                os.fchmod(handle, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync(folder)
+
+
+def sync(path: str) -> None:
+    """Make a file's contents, or the names in a folder, outlive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str, value: Mapping[str, Any], mode: int = 0o644) -> None:
+    """Write an object with its `SCHEMA`, as `write_atomic` does."""
+    text = json.dumps({"schema": SCHEMA, **value}, indent=1, sort_keys=True) + "\n"
+    write_atomic(path, text.encode(), mode)
+
+
+def read_json(path: str, error: type[ApppotError], remedy: str) -> dict[str, Any] | None:
+    """The object that `write_json` wrote; None where there is none.
+
+    Damage, and what a newer version wrote, is no absence: it raises `error` with `remedy`.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as problem:
+        raise error(f"{path} cannot be read: {problem}", remedy) from None
+    if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
+        raise error(f"{path} is damaged", remedy)
+    if value["schema"] > SCHEMA:
+        raise error(f"{path} was written by a newer AppPot", "update this AppPot")
+    return value
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""How a process is held that runs a guest, or helps to."""

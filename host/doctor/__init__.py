@@ -1,0 +1,1 @@
+"""What this machine can do: facts, checks on them, a trial boot."""

@@ -1,0 +1,1 @@
+"""Images for other machines and tools."""

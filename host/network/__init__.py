@@ -1,0 +1,1 @@
+"""The way out of a guest, and what guards it."""

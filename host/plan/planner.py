@@ -1,0 +1,436 @@
+"""From a request to a launch plan.  Pure: reads nothing, starts nothing, decides everything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apppot.guest.protocol.job import HOME, JOB_DIR, SEARCH_PATH, Job, Layer, Mount, Network
+from apppot.host.capabilities.capabilities import Memory
+from apppot.host.common.errors import Unsuited, UsageError
+from apppot.host.config.caller import Caller
+from apppot.host.config.settings import Setting
+from apppot.host.hypervisor.base import Hypervisor
+from apppot.host.hypervisor.launchplan import Disk, KernelChoice, LaunchPlan, Shown
+from apppot.host.images.store import Image, Record
+from apppot.host.plan.jobfiles import plan_files
+
+HOST_IMAGE = "host"
+
+# Of the host's root, what the image `host` leaves out: what belongs to this host's run, and homes.
+HOST_HIDDEN = ("proc", "sys", "dev", "run", "tmp", "var/tmp", "home", "root", "mnt", "media")
+
+
+# Below these lie no homes of all users, though one user's may.
+_SYSTEM = ("", "opt", "usr", "var", "srv", "etc")
+
+
+def hidden_of_host(env: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """What the image `host` hides for a caller, as paths below the root: with the usual, his home.
+
+    Where homes lie elsewhere, the directory that holds his is taken for the one of all homes.
+    """
+    home = os.path.normpath(os.fsdecode(env.get(b"HOME", b"/"))).lstrip("/")
+    place = os.path.dirname(home)
+    if place.split("/")[0] in _SYSTEM:
+        place = home
+    if not place or any(place == path or place.startswith(f"{path}/") for path in HOST_HIDDEN):
+        return HOST_HIDDEN
+    return (*HOST_HIDDEN, place)
+
+
+# Of the caller's environment, what makes no sense in the guest: paths and sockets of the host.
+_DROPPED = frozenset(
+    b"HOME PATH USER LOGNAME SHELL PWD OLDPWD SHLVL _ MAIL HOSTNAME TMPDIR TMP TEMP DISPLAY "
+    b"WAYLAND_DISPLAY XAUTHORITY DBUS_SESSION_BUS_ADDRESS LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME "
+    b"PYTHONPATH VIRTUAL_ENV CONDA_PREFIX PERL5LIB MANPATH INVOCATION_ID JOURNAL_STREAM".split()
+)
+_DROPPED_PREFIXES = (b"XDG_", b"SSH_", b"APPPOT_", b"BASH_FUNC_", b"GPG_", b"PYENV", b"CONDA_")
+
+_LEAST_MEMORY = 64 << 20
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host path that the guest shows at `target`."""
+
+    source: str
+    target: str
+    read_only: bool
+    is_file: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, beside the settings."""
+
+    image: Image | None  # None: the host's own root
+    argv: tuple[bytes, ...]
+    changes: tuple[Image, ...] = ()
+    binds: tuple[Bind, ...] = ()
+    env: Mapping[bytes, bytes] | None = None
+    workdir: str | None = None
+    tty: bool = False
+    read_stdin: bool = True
+    forwards: tuple[tuple[int, int], ...] = ()
+    run_scripts: bool = False
+    entrypoint: tuple[str, ...] | None = None  # instead of the image's
+    in_pot: bool = False  # the command is the pot's own program
+    session_disk: str | None = None  # the writable layer, kept from run to run
+    shell: bool = False  # a login shell, whatever the image's default command
+    # UML copy-on-write file, its backing image, and where the file system starts in that (bytes)
+    cow: tuple[str, str, int] | None = None
+    extra: tuple[str, ...] = ()  # more words for the kernel's command line
+    inputs: tuple[str, ...] = ()  # patterns of what a copy of the job directory has
+    outputs: tuple[str, ...] = ()  # patterns of what comes back at the end
+    follow: tuple[str, ...] = ()  # files that come back while they grow
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the plan stands on, found out before: kernel, runtime, tools, terminal size."""
+
+    hypervisor: Hypervisor
+    kernel: KernelChoice
+    modules: str | None
+    runtime: str
+    slirp: str | None
+    rows: int
+    columns: int
+    job_directory: str | None  # absolute, None: no job directory
+    confine: str  # the wish, see `confinement_wish`
+    room: Memory  # of the host
+    user_network: bool  # QEMU's, for hypervisors that take a descriptor
+    mapped: bool  # in a user namespace, where other users' and groups' ids do not show
+    hello_seconds: float = 60.0  # how long to wait for a sign of life
+
+
+def kept_environment(env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The part of the caller's environment that the payload inherits."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
+    }
+
+
+def confinement_wish(
+    wish: str, hypervisor: Hypervisor, *, host_image: bool, uid: int, landlock: int
+) -> str:
+    """The confinement to ask for.  Raises Unsuited where a hypervisor cannot have it.
+
+    In an ordinary user's namespace all that is not his own shows as nobody's.  For the host's
+    root that would be wrong nearly everywhere, so Landlock goes first there.
+    """
+    if not hypervisor.confinable:
+        if wish not in ("auto", "off"):
+            raise Unsuited(
+                f"--confine {wish}: the processes of {hypervisor.name} are the administrator's, "
+                "nothing holds them",
+                "leave it at auto, or use another hypervisor",
+            )
+        return "off"
+    if wish == "auto" and host_image and uid != 0 and landlock:
+        return "landlock"
+    return wish
+
+
+def make_plan(
+    request: Request, settings: Mapping[str, Setting], caller: Caller, ground: Ground
+) -> LaunchPlan:
+    """The plan for `request`.  Raises UsageError for what cannot be had together."""
+    memory: int = settings["memory"].value
+    if memory < _LEAST_MEMORY:
+        raise UsageError(
+            f"{memory >> 20} MB of memory are too little for a guest", "ask for 64M or more: --mem"
+        )
+    network, warnings = _network(settings["network"], request, ground)
+    disks, shown, layers = _file_systems(request, hidden_of_host(caller.env), ground)
+    shown += [Shown("kernel", ground.kernel.path), Shown("runtime", ground.runtime)]
+    if request.binds:
+        _needs_share(ground, "--bind")
+    mounts = _binds(request.binds, shown)
+    files = plan_files(request, settings["job_files"], ground)
+    if files.copy and settings["job_files"].value == "auto":
+        warnings.append(
+            f"{ground.hypervisor.name} cannot show directories here: the job directory is copied, "
+            "what is new in it comes back (--job-files copy says it is meant)"
+        )
+    if ground.job_directory is not None and not files.copy:
+        shown.append(Shown("job", ground.job_directory, writable=True))
+    if ground.modules is not None:
+        shown.append(Shown("modules", ground.modules))
+    job = _job(request, settings, caller, ground)
+    job.layers, job.mounts, job.network = layers, mounts, network
+    job.outputs, job.follow = list(files.outputs), list(files.follow)
+    if files.copy:
+        job.job_dir, job.job_copy = None, True
+    scratch: int | None = settings["scratch"].value
+    if request.session_disk is not None:
+        if scratch is not None:
+            raise UsageError("a session has a disk of its own", "leave out --scratch")
+        job.scratch, job.session = ground.hypervisor.devices[len(disks)].encode(), True
+        shown.append(Shown("session", request.session_disk, writable=True))
+        disks.append(Disk("session", writable=True))
+    elif scratch is not None:
+        job.scratch = ground.hypervisor.devices[len(disks)].encode()
+        disks.append(Disk("run/scratch", writable=True))
+    if ground.hypervisor.kernel == "uml":
+        _check_cpus(settings["cpus"], ground.kernel)
+    return LaunchPlan(
+        kernel=ground.kernel,
+        memory=memory,
+        cpus=settings["cpus"].value,
+        huge=memory <= ground.room.huge and memory % ground.room.huge_page == 0,
+        disks=tuple(disks),
+        shown=tuple(shown),
+        job=job,
+        network=network is not None,
+        forwards=request.forwards,
+        confine=ground.confine,
+        time_limit=settings["time"].value,
+        hello_timeout=settings["hello_timeout"].value or ground.hello_seconds,
+        scratch=scratch,
+        log=settings["log"].value,
+        warnings=tuple(warnings),
+        extra=request.extra,
+        xen_type=settings["xen_type"].value,
+        copied=ground.job_directory if files.copy else None,
+        inputs=request.inputs,
+        returned=ground.job_directory if files.come_back() else None,
+    )
+
+
+def _check_cpus(cpus: Setting, kernel: KernelChoice) -> None:
+    if cpus.value > 1 and "ncpus" not in kernel.features:
+        raise UsageError(
+            f"{cpus.origin}: the kernel {kernel.release} runs guests with one CPU only",
+            "build the pot's kernel: `apppot kernel build`",
+        )
+
+
+_MEANT = "--network none says it is meant"
+
+
+def _network(
+    setting: Setting, request: Request, ground: Ground
+) -> tuple[Network | None, list[str]]:
+    if setting.value == "none":
+        if request.forwards:
+            raise UsageError("--publish needs a network", "leave out --network none")
+        return None, []
+    if setting.value != "user":
+        raise UsageError(f"{setting.origin}: unknown network {setting.value!r}", "user or none")
+    device = ground.hypervisor.network_device
+    if device is None:
+        if setting.origin == "default" and not request.forwards:
+            return None, [f"no network: {ground.hypervisor.name} has none here ({_MEANT})"]
+        raise Unsuited(
+            f"{ground.hypervisor.name} has no network here", "use another hypervisor, or none"
+        )
+    if ground.slirp is not None:
+        # Once the guest is connected, the helper is guarded, and takes orders.
+        return Network(device=device, confirm=True), []
+    if ground.user_network and ground.hypervisor.network_by_descriptor:
+        return Network(device=device), []
+    if setting.origin == "default":
+        return None, [f"no network: slirp4netns is not installed ({_MEANT})"]
+    raise UsageError(
+        f"{setting.origin}: slirp4netns is not installed",
+        "install the package slirp4netns, or use --network none",
+    )
+
+
+def _file_systems(
+    request: Request, hidden: tuple[str, ...], ground: Ground
+) -> tuple[list[Disk], list[Shown], list[Layer]]:
+    """Disks, shown paths and layers: runtime, config drive, base image, changes."""
+    disks = [Disk("runtime"), Disk("run/drive")]
+    shown: list[Shown] = []
+    layers: list[Layer] = []
+    if request.cow is not None:
+        if ground.hypervisor.kernel != "uml":
+            raise Unsuited(
+                f"COW files are User-Mode Linux's own: {ground.hypervisor.name} has none",
+                "leave out --hypervisor, or use a session: apppot run --session NAME",
+            )
+        _add_cow(request.cow, ground, disks, shown, layers)
+    elif request.image is None:
+        if not ground.hypervisor.shows_root:
+            raise Unsuited(
+                "the image `host` is made of many file systems, which "
+                f"{ground.hypervisor.name} cannot show as one",
+                "leave out --hypervisor, or use another image",
+            )
+        shown.append(Shown("host", "/", masked=hidden))
+        share = _needs_share(ground, "the image `host`")
+        layers.append(Layer(source=b"host", fstype=share, hidden=list(hidden)))
+    images = [*([request.image] if request.image is not None else []), *request.changes]
+    for number, image in enumerate(images):
+        device = ground.hypervisor.devices[len(disks)]
+        layers.append(_layer(image, device))
+        shown.append(Shown(f"image{number}", os.path.realpath(image.path)))
+        disks.append(Disk(f"image{number}"))
+    return disks, shown, layers
+
+
+def _needs_share(ground: Ground, what: str) -> str:
+    """The file system for directories of the host.  Raises Unsuited where there is none."""
+    if ground.hypervisor.share is None:
+        raise Unsuited(
+            f"{what} shows directories of this host, which {ground.hypervisor.name} cannot",
+            "leave out --hypervisor, or bring the files in with the job directory",
+        )
+    return ground.hypervisor.share
+
+
+def _layer(image: Image, device: str) -> Layer:
+    fstype = image.format.file_system
+    return Layer(source=device.encode(), fstype=fstype, offset=image.probed.offset)
+
+
+def _add_cow(
+    pair: tuple[str, str, int],
+    ground: Ground,
+    disks: list[Disk],
+    shown: list[Shown],
+    layers: list[Layer],
+) -> None:
+    cow, backing, offset = pair
+    shown += [Shown("cow", os.path.realpath(cow), writable=True), Shown("backing", backing)]
+    source = ground.hypervisor.devices[len(disks)].encode()
+    layers.append(Layer(source=source, fstype="ext4", offset=offset, writable=True))
+    disks.append(Disk("cow", writable=True, backing="backing"))
+
+
+def _binds(binds: tuple[Bind, ...], shown: list[Shown]) -> list[Mount]:
+    mounts = []
+    for number, bind in enumerate(binds):
+        name = os.path.basename(bind.source.rstrip("/")) if bind.is_file else ""
+        place = f"bind{number}"
+        shown.append(
+            Shown(f"{place}/{name}" if name else place, bind.source, writable=not bind.read_only)
+        )
+        mount = Mount(
+            source=place.encode(),
+            target=os.fsencode(bind.target),
+            read_only=bind.read_only,
+            name=os.fsencode(name),
+        )
+        mounts.append(mount)
+    return mounts
+
+
+def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, ground: Ground) -> Job:
+    record = request.image.record if request.image is not None else None
+    env = kept_environment(caller.env)
+    if record is not None:
+        env.update({os.fsencode(k): os.fsencode(v) for k, v in record.env.items()})
+    env.update(request.env or {})
+    if request.tty:
+        env.setdefault(b"TERM", b"linux")
+    return Job(
+        argv=_arguments(request, record),
+        env=env,
+        cwd=_directory(request, ground),
+        user=_user(settings["user"], request, record),
+        uid=caller.uid,
+        gid=caller.gid,
+        groups=_groups(caller, ground),
+        umask=caller.umask,
+        rlimits=caller.rlimits,
+        tty=request.tty,
+        in_pot=request.in_pot,
+        rows=ground.rows,
+        columns=ground.columns,
+        closed=[] if request.tty else _closed(caller, request),
+        share=ground.hypervisor.share or "none",
+        job_dir=None if ground.job_directory is None else b"job",
+        exchange=b"exchange" if ground.hypervisor.exchange else None,
+        modules=None if ground.modules is None else b"modules",
+        hostname=settings["hostname"].value,
+        localtime=caller.localtime,
+        search_path=_search_path(request, caller),
+        run_scripts=request.run_scripts,
+    )
+
+
+def _arguments(request: Request, record: Record | None) -> list[bytes]:
+    """The command, as docker composes it: the image's entrypoint, then the words given or its own.
+
+    Empty: a login shell, or what the image's scripts say.
+    """
+    given = list(request.argv)
+    if record is None or request.in_pot or request.shell or request.run_scripts:
+        return given
+    first = record.entrypoint if request.entrypoint is None else request.entrypoint
+    # Another entrypoint does not understand the arguments of the image's own.
+    own = record.command if request.entrypoint is None else ()
+    return [os.fsencode(word) for word in first] + (given or [os.fsencode(w) for w in own])
+
+
+def _user(setting: Setting, request: Request, record: Record | None) -> str:
+    """Who runs the command: as asked, else as the image wants, else the caller."""
+    wanted = record.user if record is not None and setting.origin == "default" else ""
+    if wanted and not request.in_pot and not request.shell:
+        return wanted
+    return str(setting.value)
+
+
+# Inside a user namespace, files of groups that are not mapped show this one (Linux's overflow
+# id).  The guest's own check must let the caller's groups pass; the host makes the real one.
+_OVERFLOW_ID = 65534
+
+
+def _groups(caller: Caller, ground: Ground) -> list[list[Any]]:
+    groups: list[list[Any]] = [[gid, name] for gid, name in caller.groups]
+    if ground.mapped and caller.uid != 0 and caller.groups:
+        groups.append([_OVERFLOW_ID, "nogroup"])
+    return groups
+
+
+def _closed(caller: Caller, request: Request) -> list[int]:
+    return [fd for fd in caller.closed if fd != 0 or request.read_stdin]
+
+
+def _directory(request: Request, ground: Ground) -> bytes | None:
+    if request.in_pot:
+        return b"/"
+    if request.workdir is not None:
+        start = JOB_DIR if ground.job_directory is not None else HOME
+        return os.fsencode(os.path.join(start, request.workdir))
+    record = request.image.record if request.image is not None else None
+    if record is not None and record.workdir and not request.shell:
+        return os.fsencode(record.workdir)
+    return None
+
+
+def _search_path(request: Request, caller: Caller) -> bytes:
+    """The guest's own, but for the host's root, where the caller's names the same programs."""
+    if request.image is None and request.cow is None and b"PATH" in caller.env:
+        return caller.env[b"PATH"]
+    return SEARCH_PATH.encode()
+
+
+def place_paths(job: Job, view: str) -> None:
+    """Turn the view names in `job` into paths as the hypervisor's process sees them.
+
+    Where directories are shared by tag, their names are the tags.
+    """
+    if job.share != "hostfs":
+        return
+
+    def placed(name: bytes) -> bytes:
+        return os.fsencode(view) + b"/" + name
+
+    for layer in job.layers:
+        if layer.fstype == "hostfs":
+            layer.source = placed(layer.source)
+    for mount in job.mounts:
+        mount.source = placed(mount.source)
+    for field in ("job_dir", "exchange", "modules"):
+        name = getattr(job, field)
+        if name is not None:
+            setattr(job, field, placed(name))

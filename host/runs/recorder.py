@@ -1,0 +1,149 @@
+"""The record of one run, as its launcher keeps it.
+
+Each run has a record in its run directory, beside the control socket; it goes with them.  A run
+with a name, or in the background, has one in $XDG_STATE_HOME/apppot/runs/ID that stays, with the
+exit status; there its output is kept too.  Others read both through `apppot.host.runs`.
+
+On the launcher's way to the payload: imports nothing that the launcher does not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from apppot.host.capabilities.capabilities import boot_id
+from apppot.host.common.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ApppotError
+from apppot.host.common.paths import state_home
+from apppot.host.common.units import timestamp
+
+VERSION = 1
+MESSAGE_BYTES = 4096  # of one message on a control socket
+SOCKET = "control"
+RECORD = "record.json"
+
+
+def home() -> str:
+    """Where the records lie that stay."""
+    return os.path.join(state_home(), "runs")
+
+
+def process_start(pid: int) -> int | None:
+    """When the process started, in ticks since the host's boot; None when it does not live."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as text:
+            fields = text.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+class Book:
+    """Keeps one run's record.  `on_started` is called when the payload has started."""
+
+    def __init__(
+        self,
+        image: str,
+        command: list[str],
+        name: str | None,
+        detached: bool = False,
+        on_started: Callable[[], object] = bool,
+    ) -> None:
+        pid = os.getpid()
+        self.id = os.urandom(6).hex()
+        self._on_started = on_started
+        self._kept = name is not None or detached
+        # The fields of `runs.Record`.
+        self._values: dict[str, Any] = {
+            "id": self.id,
+            "name": self.id if name is None else name,
+            "image": image,
+            "command": command,
+            "created": timestamp(),
+            "host": os.uname().nodename,
+            "boot": boot_id(),
+            "pid": pid,
+            "pid_started": process_start(pid) or 0,
+            "kept": self._kept,
+            "detached": detached,
+        }
+
+    @property
+    def folder(self) -> str:
+        """Where the record lies: in the run directory once there is one, or where it stays."""
+        return os.path.join(home(), self.id) if self._kept else self._values["run_directory"]
+
+    def claim(self) -> None:
+        """Take the name.  Raises RunError when a run that is under way has it."""
+        if not self._kept:
+            return
+        from apppot.host.runs import records as runs
+
+        name = self._values["name"]
+        runs.check_name(name)
+        os.makedirs(home(), mode=0o700, exist_ok=True)
+        with open(os.path.join(home(), "lock"), "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            records = runs.kept_records()
+            for other in records:
+                if other.name == name and runs.is_live(other):
+                    raise runs.RunError(
+                        f"the name {name} is taken by run {other.id}",
+                        f"use another name, or `apppot stop {name}`",
+                    )
+            os.mkdir(self.folder, 0o700)
+            self._update()
+            runs.prune(records)
+
+    @contextlib.contextmanager
+    def open(self, run_directory: str) -> Iterator[socket.socket]:
+        """The control socket in the run directory, while it is there."""
+        self._update(run_directory=run_directory)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(os.path.join(run_directory, SOCKET))
+            listener.listen(64)
+            listener.setblocking(False)
+            yield listener
+
+    def started(self) -> None:
+        """The payload's first instruction is next."""
+        self._update(started=timestamp())
+        self._on_started()
+
+    def ended(self, status: int, reason: str = "") -> None:
+        """The run is over; `status` is what its launcher returns."""
+        if self._kept:
+            self._update(ended=timestamp(), status=status, reason=reason)
+
+    def _update(self, **values: Any) -> None:
+        self._values.update(values)
+        try:
+            write(self.folder, self._values, self._kept)
+        except OSError as error:
+            if not self._kept:
+                return  # a full run directory must not end a job
+            raise ApppotError(f"the run cannot be recorded: {error}") from error
+
+
+def write(folder: str, values: dict[str, Any], durable: bool) -> None:
+    """Write a record, whole or not at all; a durable one survives a crash of the host."""
+    path = os.path.join(folder, RECORD)
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(json.dumps({"version": VERSION, **values}).encode())
+        file.flush()
+        if durable:
+            os.fsync(fd)
+    os.rename(f"{path}.new", path)
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a launcher that `error` ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_SIGNAL_BASE + 2
+    return int(getattr(error, "exit_code", EXIT_FAILED))

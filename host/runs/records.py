@@ -1,0 +1,296 @@
+"""Runs: finding a virtual machine that a launcher started, by the record that it keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from apppot.host.capabilities.capabilities import boot_id
+from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.process.rundir import candidates
+from apppot.host.runs.recorder import RECORD, SOCKET, VERSION, home, process_start
+
+if TYPE_CHECKING:
+    from apppot.guest.protocol.job import Job
+
+_KEPT = 100  # records of runs that have ended
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+class RunError(ApppotError):
+    """A run is unknown, over, or out of reach."""
+
+
+class RunState(StrEnum):
+    """What a record says together with its launcher."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDED = "ended"
+    LOST = "lost"  # its launcher is gone and left no status
+    ELSEWHERE = "elsewhere"  # of another host, which alone knows
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known about a run.  Times are UTC."""
+
+    id: str
+    name: str
+    image: str
+    command: tuple[str, ...]
+    created: str
+    host: str
+    boot: str  # of the host: a process number means nothing in another one
+    pid: int  # of the launcher
+    pid_started: int  # in clock ticks since the host's boot
+    kept: bool  # stays after the run
+    detached: bool = False
+    run_directory: str = ""
+    started: str = ""
+    ended: str = ""
+    status: int | None = None
+    reason: str = ""  # why there is no status of the command itself
+
+    @property
+    def folder(self) -> str:
+        return os.path.join(home(), self.id) if self.kept else self.run_directory
+
+    @property
+    def socket(self) -> str:
+        return os.path.join(self.run_directory, SOCKET)
+
+    def log(self, stream: str) -> str:
+        """The file with what a detached run wrote to `stdout` or `stderr`."""
+        return os.path.join(self.folder, f"{stream}.log")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asks to be started in a running guest; None: as the payload has it."""
+
+    argv: tuple[bytes, ...]
+    env: dict[bytes, bytes]
+    cwd: bytes | None = None
+    user: str | None = None
+    tty: bool = False
+    read_stdin: bool = True
+    rows: int = 24
+    columns: int = 80
+
+    def dump(self) -> bytes:
+        """As JSON; what may hold any bytes is base64."""
+        value = asdict(self)
+        value["argv"] = [_text(word) for word in self.argv]
+        value["env"] = [[_text(name), _text(word)] for name, word in self.env.items()]
+        value["cwd"] = None if self.cwd is None else _text(self.cwd)
+        return json.dumps(value).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> Request:
+        """The request that `dump` wrote.  Raises ValueError, TypeError or KeyError."""
+        value = json.loads(data)
+        value["argv"] = tuple(a2b_base64(word) for word in value["argv"])
+        value["env"] = {a2b_base64(name): a2b_base64(word) for name, word in value["env"]}
+        value["cwd"] = None if value["cwd"] is None else a2b_base64(value["cwd"])
+        return cls(**value)
+
+    def job(self, payload: Job) -> Job:
+        """The description of a process beside `payload`, without what only a boot needs."""
+        from apppot.guest.protocol.job import HOME, JOB_DIR, Job
+
+        job = Job.load(payload.dump())
+        job.layers, job.mounts, job.network, job.localtime = [], [], None, None
+        job.argv, job.env = list(self.argv), {**job.env, **self.env}
+        job.tty, job.rows, job.columns, job.closed = self.tty, self.rows, self.columns, []
+        if self.tty:
+            job.env.setdefault(b"TERM", b"linux")
+        if self.cwd is not None:
+            start = JOB_DIR if job.has_job_dir() else HOME
+            job.cwd = os.path.join(start.encode(), self.cwd)
+        job.user = self.user or job.user
+        return job
+
+
+def _text(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode("ascii")
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for a name that cannot be a run's."""
+    if not name or name[0] in ".-" or not set(name) <= _NAME_CHARACTERS or len(name) > 100:
+        raise UsageError(f"{name!r} cannot name a run", "use letters, digits and - _ .")
+
+
+def read(folder: str) -> Record | None:
+    """The record in `folder`; None where there is none that this version understands."""
+    try:
+        with open(os.path.join(folder, RECORD), encoding="utf-8") as file:
+            value = json.load(file)
+        if value.pop("version") != VERSION:
+            return None
+        return Record(**{**value, "command": tuple(value["command"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def is_live(record: Record) -> bool:
+    """Whether its launcher lives; of another host, whether that was not denied."""
+    if record.host != os.uname().nodename:
+        return record.status is None
+    if record.status is not None or record.boot != boot_id():
+        return False
+    return process_start(record.pid) == record.pid_started
+
+
+def state(record: Record) -> RunState:
+    """What is going on with it."""
+    if record.status is not None:
+        return RunState.ENDED
+    if record.host != os.uname().nodename:
+        return RunState.ELSEWHERE
+    if not is_live(record):
+        return RunState.LOST
+    return RunState.RUNNING if record.started else RunState.STARTING
+
+
+def list_runs() -> list[Record]:
+    """All runs that can be found, the oldest first."""
+    found = {record.id: record for record in _passing_records() if is_live(record)}
+    found.update({record.id: record for record in kept_records()})
+    return sorted(found.values(), key=_age)
+
+
+def _age(record: Record) -> tuple[str, int]:
+    return record.created, record.pid_started
+
+
+def kept_records() -> list[Record]:
+    try:
+        names = os.listdir(home())
+    except OSError:
+        return []
+    found = [read(os.path.join(home(), name)) for name in names]
+    return [record for record in found if record is not None and record.kept]
+
+
+def _passing_records() -> Iterator[Record]:
+    """Records in the run directories of this host."""
+    prefix = f"apppot-{os.getuid()}-"
+    for place in dict.fromkeys(candidates(os.environ)):
+        try:
+            names = [name for name in os.listdir(place) if name.startswith(prefix)]
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(place, name)
+            if os.path.isdir(path) and os.stat(path).st_uid == os.getuid():
+                record = read(path)
+                # A run whose record stays has none there.
+                if record is not None and not record.kept and record.run_directory == path:
+                    yield record
+
+
+def find(word: str) -> Record:
+    """The run of that name, or with an id that begins so.  Raises RunError.
+
+    Of several with one name it is the newest, and one under way before all that have ended.
+    """
+    records = list_runs()
+    found = [record for record in records if word in (record.name, record.id)]
+    if not found and len(word) >= 4:
+        found = [record for record in records if record.id.startswith(word)]
+        if len({record.id for record in found}) > 1:
+            raise RunError(f"several runs have an id that begins with {word}")
+    if not found:
+        raise RunError(f"there is no run {word}", "`apppot ps` lists the runs")
+    return max(found, key=lambda record: (is_live(record), _age(record)))
+
+
+def await_end(record: Record, seconds: float | None = None) -> bool:
+    """Wait until its launcher has ended; whether it has, within `seconds`."""
+    import select
+
+    pidfd = launcher(record)
+    if pidfd is None:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(None if seconds is None else int(seconds * 1000)))
+    finally:
+        os.close(pidfd)
+
+
+def launcher(record: Record) -> int | None:
+    """A descriptor of the launcher's process; None when it does not live.
+
+    Raises RunError for a run of another host.
+    """
+    if state(record) is RunState.ELSEWHERE:
+        raise RunError(f"run {record.name} is on {record.host}", "go there")
+    try:
+        pidfd = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return None
+    # Looked at once more: now the number cannot become another's.
+    if is_live(record):
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def connect(record: Record) -> socket.socket:
+    """A connection to its launcher.  Raises RunError where there is none."""
+    current = state(record)
+    if current is not RunState.RUNNING:
+        status = "" if record.status is None else f" with status {record.status}"
+        where = f" on {record.host}" if current is RunState.ELSEWHERE else ""
+        words = {RunState.STARTING: "has not started yet", RunState.LOST: "is lost"}
+        words |= {RunState.ENDED: f"has ended{status}", RunState.ELSEWHERE: f"is{where}"}
+        raise RunError(f"run {record.name} {words[current]}", "`apppot ps` lists the runs")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(record.socket)
+    except OSError as error:
+        connection.close()
+        raise RunError(f"run {record.name} cannot be reached: {error.strerror}") from error
+    return connection
+
+
+def removable(words: list[str]) -> list[Record]:
+    """The runs meant by `words`, each once.  Raises RunError where one is not over."""
+    found = {record.id: record for record in map(find, words)}
+    for record in found.values():
+        if state(record) is RunState.ELSEWHERE:
+            raise RunError(f"run {record.name} is on {record.host}", "go there")
+        if is_live(record):
+            hint = f"`apppot stop {record.name}` ends it"
+            raise RunError(f"run {record.name} is under way", hint)
+    return list(found.values())
+
+
+def remove(record: Record) -> None:
+    """Remove what is kept of a run: record and output.  Raises RunError."""
+    try:
+        # The record last: a removal that was interrupted can be asked for again.
+        for name in sorted(os.listdir(record.folder), key=lambda name: name == RECORD):
+            os.unlink(os.path.join(record.folder, name))
+        os.rmdir(record.folder)
+    except OSError as error:
+        raise RunError(f"run {record.name} cannot be removed: {error}") from error
+
+
+def prune(records: list[Record]) -> None:
+    """Remove the oldest records of runs that have ended."""
+    over = sorted((r for r in records if not is_live(r)), key=_age)
+    for record in over[:-_KEPT]:
+        with contextlib.suppress(RunError):
+            remove(record)
