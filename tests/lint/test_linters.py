@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
-    *("tests/lint", "tests/unit", "tests/host", "tests/vm", "tests/scenarios", "tests/lab"),
+    *(
+        "tests/lint",
+        "tests/unit",
+        "tests/tools",
+        "tests/vm",
+        "tests/scenarios",
+        "tests/lab",
+        "tests/harness",
+    ),
     *("tests/conftest.py", "benchmarks"),
 )
 

@@ -16,7 +16,8 @@ from apppot.host.doctor.checks import Check, Facts, Mark, Place
 from apppot.host.hypervisor.base import Verdict
 from apppot.host.pot.layout import Kernel
 from apppot.host.runs.timeline import Step
-from plans import HOST
+
+from tests.harness.plans import HOST
 
 GIB = 1 << 30
 TUNED = Kernel("/pot/linux", "7.2.12", "d" * 64, True, frozenset(["seccomp", "ncpus"]), None)

@@ -23,7 +23,8 @@ from apppot.host.hypervisor.uml import Uml
 from apppot.host.hypervisor.xen import Xen
 from apppot.host.machine import fileserver
 from apppot.host.plan import planner
-from plans import GROUND, HOST, IMAGE, plan
+
+from tests.harness.plans import GROUND, HOST, IMAGE, plan
 
 AUTO = Setting("auto", "default")
 X86 = replace(GROUND, hypervisor=Qemu(HOST), kernel=replace(GROUND.kernel, features=frozenset()))

@@ -19,7 +19,8 @@ from apppot.host.plan.jobfiles import JobFiles, plan_files
 from apppot.host.plan.planner import Request
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import GROUND, HOST, IMAGE, plan
+
+from tests.harness.plans import GROUND, HOST, IMAGE, plan
 
 
 class Alone(Uml):

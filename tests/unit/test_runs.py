@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from apppot.guest.protocol.job import Job
 from apppot.host import cli
@@ -154,9 +156,12 @@ def test_old_records_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes() -> None:
-    assert process_start(os.getpid()) == process_start(os.getpid())
+    start = process_start(os.getpid())
+    assert start is not None
+    since_boot = psutil.Process().create_time() - psutil.boot_time()
+    assert abs(start / os.sysconf("SC_CLK_TCK") - since_boot) < 1.5  # boot_time: whole seconds
     assert process_start(1 << 30) is None
-    assert boot_id()
+    assert str(uuid.UUID(boot_id())) == boot_id()
 
 
 def test_status_of_errors() -> None:

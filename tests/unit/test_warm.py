@@ -18,7 +18,8 @@ from apppot.host.images.probe import ImageFormat
 from apppot.host.images.store import Image
 from apppot.host.plan import planner
 from apppot.host.warm import key, memory, store
-from plans import COMMAND, GROUND, HOST, PROBED, UML, plan
+
+from tests.harness.plans import COMMAND, GROUND, HOST, PROBED, UML, plan
 
 
 @pytest.fixture

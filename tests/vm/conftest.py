@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from apppot.host.common import paths
-from vm_harness import ROOT, Launcher, Terminal, Who, myself
+
+from tests.harness.vm import ROOT, Launcher, Terminal, Who, myself
 
 # An id that no account of the host has, as on a cluster whose directory service is away.
 ORDINARY = 54321

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from apppot.host.images import store
-from vm_harness import IMAGE, RELEASE, Launcher
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher
 
 
 def _image_file() -> Path:

@@ -10,7 +10,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Result, open_pipe
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Result, open_pipe
 
 ODD = (
     b"plain", b"with space", b"", b"two\nlines", b"tab\tand 'single' \"double\" quotes",

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Who
-from vm_layers import QUIET, WORK, listing, tool
+
+from tests.harness.layers import QUIET, WORK, listing, tool
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Who
 
 
 @pytest.fixture

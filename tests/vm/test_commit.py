@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from apppot.host.images import store
-from vm_harness import IMAGE, RELEASE, Launcher, Who, myself
-from vm_layers import QUIET, WORK, apart, busybox_tree, listing, tool
+
+from tests.harness.layers import QUIET, WORK, apart, busybox_tree, listing, tool
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Who, myself
 
 Factory = Callable[[Who], Launcher]
 

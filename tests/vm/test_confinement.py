@@ -8,7 +8,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, argv
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, argv
 
 CONFINED = ("bubblewrap", "landlock")
 

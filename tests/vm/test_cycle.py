@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from apppot.host.common import paths
-from vm_harness import IMAGE, RELEASE, Launcher, Who, myself
-from vm_layers import QUIET, WORK, apart, listing, tool
 
-from ..host.webserver import serving
+from tests.harness.layers import QUIET, WORK, apart, listing, tool
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Who, myself
+from tests.harness.webserver import serving
 
 pytestmark = pytest.mark.timeout(600)
 Factory = Callable[[Who], Launcher]

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 from apppot.host.pot.layout import find_pot
-from vm_harness import RELEASE, TIMEOUT
+
+from tests.harness.vm import RELEASE, TIMEOUT
 
 LEASE_SECONDS = 2
 BLOCK = 512

@@ -14,8 +14,9 @@ import pytest
 from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job
 from apppot.host.pot import layout
-from vm_harness import RELEASE, embedded_image, eventually
-from vm_serial import until_off
+
+from tests.harness.serial import until_off
+from tests.harness.vm import RELEASE, embedded_image, eventually
 
 INIT = ["root=/dev/ubda", "init=/sbin/apppot-init", "quiet"]
 KEY = random.Random(5).randbytes(40)

@@ -23,9 +23,9 @@ from apppot.host.common import paths
 from apppot.host.common.errors import ApppotError
 from apppot.host.images.exporting.export import Wishes, export
 from apppot.host.pot.apt import Apt
-from vm_harness import embedded_image, eventually
-from vm_serial import BOOT_SECONDS, until_off
 
+from tests.harness.serial import BOOT_SECONDS, until_off
+from tests.harness.vm import embedded_image, eventually
 from tests.lab.initramfs import cpio
 
 QEMU = "qemu-system-x86_64"

@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 77, 124, 125, 126, 127, 128, 255])

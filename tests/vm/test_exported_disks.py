@@ -27,10 +27,11 @@ import pytest
 from apppot.guest.protocol import drive
 from apppot.host.images.exporting.export import Wishes, export
 from apppot.host.pot.layout import find_pot
-from vm_cloud import certificate, serving
-from vm_harness import IMAGE, RELEASE, ROOT, eventually
-from vm_screen import Screen
-from vm_serial import BOOT_SECONDS, until_off
+
+from tests.harness.cloud import certificate, serving
+from tests.harness.screen import Screen
+from tests.harness.serial import BOOT_SECONDS, until_off
+from tests.harness.vm import IMAGE, RELEASE, ROOT, eventually
 
 QEMU = "qemu-system-x86_64"
 OVMF = "/usr/share/OVMF/OVMF_CODE.fd"
@@ -253,7 +254,7 @@ def test_a_metadata_service_and_a_store(disk: Path, tmp_path: Path) -> None:
         "meta-data/local-hostname": b"ip-10.site.internal",
     }
     with serving(metadata) as service, serving({}, certificate=proof) as served:
-        relay = f"cmd:{sys.executable} {ROOT}/tests/typeroot/vm_cloud.py"
+        relay = f"cmd:{sys.executable} {ROOT}/tests/harness/cloud.py"
         network = "user,model=e1000,restrict=on,net=169.254.169.0/24"
         for address, port in (("254:80", service.port), ("100:8443", served.port)):
             network += f",guestfwd=tcp:169.254.169.{address}-{relay} {port}"

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vm_harness import RELEASE, Launcher, Who, myself
-from vm_layers import QUIET, apart, tool
+
+from tests.harness.layers import QUIET, apart, tool
+from tests.harness.vm import RELEASE, Launcher, Who, myself
 
 from .generated_trees import KINDS
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from apppot.host.common import paths
 from apppot.host.images import store
-from vm_harness import IMAGE, RELEASE, Launcher
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher
 
 RUNS = 200
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from apppot.host.images.changes import record as changes
-from vm_harness import RELEASE, Launcher, Result, Who, myself
-from vm_layers import QUIET, apart, busybox_tree, tool
+
+from tests.harness.layers import QUIET, apart, busybox_tree, tool
+from tests.harness.vm import RELEASE, Launcher, Result, Who, myself
 
 pytestmark = pytest.mark.timeout(300)
 APPLETS = (

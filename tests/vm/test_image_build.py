@@ -16,7 +16,8 @@ from apppot.host.images import store
 from apppot.host.images.building import builder, recipe, steps
 from apppot.host.images.exporting import export
 from apppot.host.images.importing import importer, transports
-from vm_harness import IMAGE, Launcher
+
+from tests.harness.vm import IMAGE, Launcher
 
 pytestmark = [pytest.mark.timeout(600)]
 STEPS = [

@@ -7,7 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher
 
 ODD_NAMES = (
     b"with space", b"comma,comma", b"colon:colon", b"quote'\"", b"new\nline", b"\xff\xfe",

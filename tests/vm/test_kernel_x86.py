@@ -14,8 +14,9 @@ from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job, Layer
 from apppot.host.images import store
 from apppot.host.pot import layout
-from vm_harness import IMAGE, RELEASE
-from vm_serial import until_off
+
+from tests.harness.serial import until_off
+from tests.harness.vm import IMAGE, RELEASE
 
 QEMU = "qemu-system-x86_64"
 WORDS = "console=ttyS0 quiet panic=-1 ro rootfstype=ext4 init=/sbin/apppot-init"

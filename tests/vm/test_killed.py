@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from vm_harness import RELEASE, Launcher, Running, Who, eventually, kernels, myself
-from vm_layers import QUIET, apart, busybox_tree, tool
+
+from tests.harness.layers import QUIET, apart, busybox_tree, tool
+from tests.harness.vm import RELEASE, Launcher, Running, Who, eventually, kernels, myself
 
 pytestmark = pytest.mark.timeout(300)
 Moment = Callable[[Launcher, Path], bool]

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, Launcher
+
+from tests.harness.vm import IMAGE, Launcher
 
 STOCK = "/usr/bin/linux.uml"
 CONTENT = random.Random(11).randbytes(50_000)

@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, argv, eventually, kernels, processes
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, argv, eventually, kernels, processes
 
 _STREAM = "uname -r; while :; do echo a line of a stream that does not end; done"
 CONFINEMENT = ["bubblewrap", "landlock", "off"]

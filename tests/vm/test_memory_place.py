@@ -6,7 +6,8 @@ import os
 
 import pytest
 from apppot.host.pot import layout
-from vm_harness import IMAGE, RELEASE, ROOT, Launcher
+
+from tests.harness.vm import IMAGE, RELEASE, ROOT, Launcher
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="remounting /dev/shm needs root")
 

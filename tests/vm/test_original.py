@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from apppot.host.images import store
 from apppot.host.pot import layout
-from vm_harness import IMAGE, RELEASE, Launcher, Result, Who, myself
-from vm_layers import apart, busybox_tree
+
+from tests.harness.layers import apart, busybox_tree
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Result, Who, myself
 
 Factory = Callable[[Who], Launcher]
 START = "from apppot.host.original import main; main()"

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import vm_other_host
 from apppot.host.common.errors import ApppotError
-from vm_harness import IMAGE, RELEASE, TIMEOUT, Launcher, argv, eventually, processes
+
+from tests.harness import other_host
+from tests.harness.vm import IMAGE, RELEASE, TIMEOUT, Launcher, argv, eventually, processes
 
 QUIET = ("--network", "none")
 MOUNTED = "cut -d' ' -f1-3 /proc/mounts | grep -E '^(job|bind)'"
@@ -25,7 +26,7 @@ MOUNTED = "cut -d' ' -f1-3 /proc/mounts | grep -E '^(job|bind)'"
 @pytest.fixture(scope="session")
 def debian_13() -> Path:
     try:
-        return vm_other_host.root()
+        return other_host.root()
     except ApppotError as error:
         pytest.skip(f"a root of Debian 13 cannot be made here: {error}")
 
@@ -33,7 +34,7 @@ def debian_13() -> Path:
 @pytest.fixture
 def there(debian_13: Path, place: Path) -> Iterator[Launcher]:
     """A launcher on Debian 13."""
-    made = vm_other_host.launcher(place, debian_13)
+    made = other_host.launcher(place, debian_13)
     yield made
     made.close()
 
@@ -129,7 +130,7 @@ my $c = $in->accept; print $c `uname -r`; print scalar <$c>;
 
 def test_qemus_own_user_network_where_slirp4netns_is_missing(debian_13: Path, place: Path) -> None:
     """A forwarded port, both ways, under the same address; the host's loopback stays closed."""
-    there = vm_other_host.launcher(place, debian_13, "/usr/bin/slirp4netns")
+    there = other_host.launcher(place, debian_13, "/usr/bin/slirp4netns")
     with socket.create_server(("127.0.0.1", 0)) as loopback, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port, closed = free.getsockname()[1], loopback.getsockname()[1]

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Running, eventually, kernels
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Running, eventually, kernels
 
 COPY = ("--job-files", "copy")
 # Everything that a file is but its contents, then these; the same command on both sides.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from apppot.host.pot import layout
-from vm_harness import IMAGE, RELEASE, Launcher
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher
 
 _PT_INTERP = 3
 

@@ -9,7 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, processes
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, processes
 
 QEMU = ("--hypervisor", "qemu")
 QUIET = ("--network", "none")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Result, Running, Terminal, eventually
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Result, Running, Terminal, eventually
 
 OnTerminal = Callable[..., Terminal]
 

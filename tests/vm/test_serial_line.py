@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from apppot.host.pot import layout
-from vm_harness import RELEASE
+
+from tests.harness.vm import RELEASE
 
 # More than a terminal line of the guest and its buffers hold, so that each round throttles it.
 PIECE = 200_000

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, eventually, kernels, state
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, eventually, kernels, state
 
 _TRAP = """
 trap 'echo got {name}; exit {status}' {name}

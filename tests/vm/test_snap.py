@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from apppot.host.common import paths
 from apppot.host.pot import layout
-from vm_harness import RELEASE, Launcher, Who, myself
+
+from tests.harness.vm import RELEASE, Launcher, Who, myself
 
 APPLETS = "sh cat chmod chown cmp cp date find gzip id ls mkdir mv rm sed sleep touch uname"
 QUIET = ("--network", "none")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from apppot.host.common import paths
-from vm_harness import IMAGE, Launcher, Result, Word
+
+from tests.harness.vm import IMAGE, Launcher, Result, Word
 
 STOCK = "/usr/bin/linux.uml"
 HINT = b"`apppot pot build`"

@@ -12,9 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-import network_frames
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, eventually
+
+from tests.harness import network_frames
+from tests.harness.vm import IMAGE, RELEASE, Launcher, eventually
 
 
 def _after_release(out: bytes) -> list[str]:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Terminal, eventually, kernels, myself
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Terminal, eventually, kernels, myself
 
 OnTerminal = Callable[..., Terminal]
 _READY = "uname -r; stty size; echo ready; exec cat"

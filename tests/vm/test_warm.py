@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_harness import IMAGE, RELEASE, Launcher, Result, argv, eventually, myself, processes
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Result, argv, eventually, myself, processes
 
 pytestmark = pytest.mark.skipif(
     shutil.which("mksquashfs") is None, reason="needs squashfs-tools for an image of its own"

@@ -24,7 +24,7 @@ from apppot.host.images.importing import importer
 from apppot.host.repository import catalogue, keys, publish, pull
 from apppot.host.repository.publish import Wish
 
-from .webserver import Server, serving
+from tests.harness.webserver import Server, serving
 
 MEGABYTE = 1 << 20
 MAIN = "from apppot.host.cli import main; main()"

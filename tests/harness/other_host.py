@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from apppot.host.common import paths
-from vm_harness import ROOT, Launcher, Who
 
+from tests.harness.vm import ROOT, Launcher, Who
 from tests.scenarios.images import alone, built
 
 RECIPE = ROOT / "image-recipes" / "lab" / "debian-13-host.toml"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from apppot.host.common import paths
 from apppot.host.pot import layout
-from vm_harness import IMAGE, RELEASE, Launcher, Result, Who
+
+from tests.harness.vm import IMAGE, RELEASE, Launcher, Result, Who
 
 # What a person might do to a system, and what only exact tools carry over.
 WORK = r"""

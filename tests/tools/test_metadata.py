@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from apppot.guest.payload import metadata, report, web
 from apppot.guest.protocol.job import JobError, Report
-from vm_cloud import Cloud, certificate, serving
+
+from tests.harness.cloud import Cloud, certificate, serving
 
 USER_DATA = {"user-data": b"#!/bin/sh\n", "meta-data/instance-id": b"i-1\n"}
 Serve = Callable[..., Cloud]

@@ -14,7 +14,8 @@ from apppot.host.common.errors import HypervisorError
 from apppot.host.confinement import bubblewrap
 from apppot.host.network import filter, guard, usernet
 from apppot.host.network import slirp as network
-from network_frames import ask, syn
+
+from tests.harness.network_frames import ask, syn
 
 QEMU, SLIRP = map(shutil.which, ("qemu-system-x86_64", "slirp4netns"))
 HELD = bubblewrap.unconfined("/nowhere", "/nowhere")

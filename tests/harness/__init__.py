@@ -1,0 +1,1 @@
+"""What tests are made of: launchers, machines, plans and surroundings to try things in."""
