@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from apppot.host.common import paths
-from apppot.host.images import store
+from apppot.host.images.resolve import resolve
 
 from benchmarks.machines import IMAGE, Bench, apppot_run
 from benchmarks.measure import Row, launch, row
@@ -23,7 +23,7 @@ def measure(given: Bench) -> list[Row]:
     folder = given.folder / "many"
     account, job = Account(folder / "home"), folder / "job"
     job.mkdir(parents=True)
-    account.apppot("image", "import", store.resolve(IMAGE).path, "--name", IMAGE)
+    account.apppot("image", "import", resolve(IMAGE).path, "--name", IMAGE)
     env = {**account.env, "APPPOT_POT": paths.pot_home(), "TMPDIR": str(folder)}
     env["XDG_STATE_HOME"] = str(account.home / "state")
     argv = apppot_run(IMAGE, "true")

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from apppot.host.images import store
 from apppot.host.images.building import builder, recipe
 from apppot.host.images.exporting.export import Wishes, export
+from apppot.host.images.resolve import resolve
 from apppot.host.pot.layout import find_x86_kernel
 from apppot.host.process.run import run
 
@@ -82,7 +82,7 @@ def pc(debian: Debian) -> list[str]:
 def prepare(folder: Path) -> Debian:
     """The image of cloud-kernel.toml, built if need be: its kernel, initrd, and it as a disk."""
     record, _ = builder.build(recipe.load(str(HERE / "cloud-kernel.toml")))
-    image = store.resolve(record.digest).path
+    image = resolve(record.digest).path
     listed = run(["unsquashfs", "-l", image, "boot"]).stdout.decode()
     names = re.search(r"/boot/vmlinuz-(\S+)$", listed, re.MULTILINE)
     if names is None:

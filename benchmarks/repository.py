@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from apppot.host.images import store
+from apppot.host.images.resolve import resolve
 from apppot.host.process.run import run
 
 from benchmarks import trees
@@ -154,7 +154,7 @@ def update(given: Bench) -> list[Row]:
     folder.mkdir()
     new, old = folder / "new.tar", folder / "old.tar"
     with open(new, "wb") as out:
-        argv = ["sqfs2tar", store.resolve(IMAGE).path]
+        argv = ["sqfs2tar", resolve(IMAGE).path]
         run(argv, stdout=out.fileno(), hint="apt-get install squashfs-tools-ng")
     versions = replace_packages(new, old, folder)
     publisher, user = accounts(folder)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from apppot.host.common import paths
-from apppot.host.images import store
 from apppot.host.images.building import builder, recipe
+from apppot.host.images.resolve import resolve
 from apppot.host.pot.layout import Kernel
 from apppot.host.process.run import run
 
@@ -55,7 +55,7 @@ def image(folder: Path) -> Path:
         return disk
     record, _ = builder.build(recipe.parse(RECIPE, "sysvinit.toml"))
     tree, new = folder / "sysvinit", disk.with_suffix(".new")
-    source = store.resolve(f"sha256:{record.digest}").path
+    source = resolve(f"sha256:{record.digest}").path
     disk.parent.mkdir(parents=True, exist_ok=True)
     run(
         ["unsquashfs", "-q", "-no-progress", "-d", tree, source],

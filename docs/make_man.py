@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from apppot.host.cli import COMMANDS, build_parser, version
+from apppot.host.commands.table import COMMANDS, build_parser, version
 from argparse_manpage.manpage import Manpage
 
 TEXTS = Path(__file__).resolve().parent / "man"

@@ -10,6 +10,7 @@ import os
 
 from apppot.guest import shares, syscalls
 from apppot.guest.init import network
+from apppot.guest.merge.accounts import is_generated
 from apppot.guest.merge.root import GENERATED, ROOT, SUPPLY, WORK, find
 from apppot.guest.protocol.job import HOME, JOB_DIR, USER
 
@@ -92,7 +93,7 @@ def passwd_text(text: str, uid: int, gid: int, shell: str) -> str:
 
     Its line comes before any other of the same uid, so that the uid's name is `user`.
     """
-    lines = [line for line in text.splitlines() if line and not _is_generated(line)]
+    lines = [line for line in text.splitlines() if line and not is_generated(line)]
     if not any(line.split(":")[0] == "root" for line in lines):
         lines.insert(0, "root:x:0:0:root:/root:/bin/sh")
     lines.insert(1, f"{USER}:x:{uid}:{gid}:{USER}:{HOME}:{shell}")
@@ -101,7 +102,7 @@ def passwd_text(text: str, uid: int, gid: int, shell: str) -> str:
 
 def group_text(text: str, gid: int, groups: list[tuple[int, str]]) -> str:
     """An image's /etc/group with the caller's group and supplementary groups in it."""
-    lines = [line for line in text.splitlines() if line and not _is_generated(line)]
+    lines = [line for line in text.splitlines() if line and not is_generated(line)]
     if not any(line.split(":")[0] == "root" for line in lines):
         lines.insert(0, "root:x:0:")
     names = {line.split(":")[0] for line in lines}
@@ -118,28 +119,11 @@ def group_text(text: str, gid: int, groups: list[tuple[int, str]]) -> str:
 
 def shadow_text(text: str) -> str:
     """An image's /etc/shadow in which root and `user` exist, without a password that works."""
-    lines = [line for line in text.splitlines() if line and not _is_generated(line)]
+    lines = [line for line in text.splitlines() if line and not is_generated(line)]
     if not any(line.split(":")[0] == "root" for line in lines):
         lines.insert(0, "root:*:19000:0:99999:7:::")
     lines.append(f"{USER}:*:19000:0:99999:7:::")
     return "\n".join(lines) + "\n"
-
-
-def without_generated(text: str, base: str) -> str:
-    """An account file of a session as it goes into changes, where `base` is the image's own.
-
-    The line of `user` becomes the image's again, or none; groups made for a caller go.
-    """
-    lines = [line for line in text.splitlines() if not _is_generated(line)]
-    own = [line for line in base.splitlines() if line.split(":")[0] == USER]
-    at = base.splitlines().index(own[0]) if own else 0
-    return "".join(f"{line}\n" for line in [*lines[:at], *own, *lines[at:]])
-
-
-def _is_generated(line: str) -> bool:
-    """A line for `user`, or of a group that was made for a caller: no password, only `user`."""
-    fields = line.split(":")
-    return fields[0] == USER or (len(fields) == 4 and fields[1] == "*" and fields[3] == USER)
 
 
 def generate(job: Job, points: list[str]) -> None:

@@ -18,6 +18,8 @@ from apppot.guest.console import log  # noqa: E402
 from apppot.guest.init import account, mounts, network  # noqa: E402
 from apppot.guest.merge import root, scratch  # noqa: E402
 from apppot.guest.payload import process, session, sources  # noqa: E402
+from apppot.guest.payload.channel import Channel, ChannelLost, open_channel  # noqa: E402
+from apppot.guest.payload.streams import EXCHANGE  # noqa: E402
 from apppot.guest.protocol import frames  # noqa: E402
 from apppot.guest.protocol.job import Job, Layer  # noqa: E402
 from apppot.guest.protocol.jsonlite import dumps, loads  # noqa: E402
@@ -63,7 +65,7 @@ def _kernel_file_systems(boot: Boot) -> None:
 def _channel(boot: Boot) -> None:
     device = boot.line.channel()
     if device is not None:
-        boot.session = session.Session(session.Channel(session.open_channel(device)))
+        boot.session = session.Session(Channel(open_channel(device)))
 
 
 def _job(boot: Boot) -> None:
@@ -158,8 +160,8 @@ def _host_directories(boot: Boot) -> None:
         inputs.mount(boot.job, boot.in_place)
     mounts.mount_host_directories(boot.job)
     if boot.job.exchange is not None:
-        os.mkdir(session.EXCHANGE)
-        shares.mount(boot.job.share, boot.job.exchange, session.EXCHANGE, syscalls.MS_RDONLY)
+        os.mkdir(EXCHANGE)
+        shares.mount(boot.job.share, boot.job.exchange, EXCHANGE, syscalls.MS_RDONLY)
 
 
 # In this order: each step may use what the ones before it left.
@@ -351,7 +353,7 @@ def main() -> None:
     boot = Boot()
     try:
         _run(boot)
-    except session.ChannelLost as error:
+    except ChannelLost as error:
         log(f"the launcher is gone: {error}")
     except BaseException as error:
         try:

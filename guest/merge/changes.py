@@ -17,31 +17,19 @@ device nodes, whiteouts among them, and is mounted as it is.  Off the boot path:
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from apppot.guest import syscalls, tools
-from apppot.guest.init.account import without_generated
-from apppot.guest.merge.root import WORK, find
-from apppot.guest.merge.scratch import POINT, REFRESHED, UPPER, rewrite
+from apppot.guest import syscalls
+from apppot.guest.merge.image import make_image, strip_generated
+from apppot.guest.merge.overlay import OPAQUE, Overlay, is_opaque, is_whiteout, strip_private, walk
+from apppot.guest.merge.root import WORK
+from apppot.guest.merge.scratch import POINT, UPPER
 
-OPAQUE = "trusted.overlay.opaque"
-# What overlayfs notes for itself; it speaks of this machine's own layers.
-_PRIVATE = ("trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.nlink")
-_MKFS_ENV = {
-    # The file system's own date, which no file may be younger than.  -1 would mean "now".
-    "SOURCE_DATE_EPOCH": str((1 << 64) - 2),
-    # It fails where a layer knows no extended attributes.
-    "LD_PRELOAD": "/usr/lib/llistxattr.so",
-}
 _BEST_COMPRESSION = 1024  # four times what LZ4 reaches with zeros
-_LONGEST_NAME = 254  # one less than file systems allow
 _JOB_ROOT = WORK + "/root/home/user/job"
 
 
@@ -49,29 +37,6 @@ def layers() -> list[str]:
     """The mount points of the layers, base first."""
     numbers = sorted(int(name[5:]) for name in os.listdir(WORK) if name[5:].isdigit())
     return [f"{WORK}/layer{number}" for number in numbers]
-
-
-def make_image(tree: str, output: str) -> None:
-    """Write `tree` as an EROFS image: the same bytes for the same tree."""
-    check_names(os.fsencode(tree))
-    uuid = "00000000-0000-4000-8000-617070706f74"
-    options = ["--quiet", "-zlz4", "--preserve-mtime", "-x1", f"-U{uuid}"]
-    try:
-        tools.run("/usr/bin/mkfs.erofs", *options, output, tree, **_MKFS_ENV)
-    except OSError:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(output)
-        raise
-
-
-def check_names(tree: bytes) -> None:
-    """Raise OSError where a name is too long for mkfs.erofs 1.5, which would cut it silently."""
-    for folder, folders, files in os.walk(tree):
-        for name in folders + files:
-            if len(name) > _LONGEST_NAME:
-                place = os.path.relpath(os.path.join(folder, name), tree)
-                text = place.decode(errors="replace")
-                raise OSError(f"a name has more than {_LONGEST_NAME} bytes: {text!r}")
 
 
 # -- save ------------------------------------------------------------------------------------
@@ -84,61 +49,7 @@ def save(output: str) -> None:
     make_image(UPPER, output)
 
 
-def strip_generated(upper: str, points: list[str]) -> None:
-    """Take the caller's account lines out of the session's own account files.
-
-    The next run puts its caller's in again.
-    """
-    # With them the copies that account tools leave behind.
-    for path in [*REFRESHED, *(f"{path}-" for path in REFRESHED)]:
-        own = f"{upper}/{path}"
-        if not os.path.isfile(own) or os.path.islink(own):
-            continue
-        base = find(points, path)
-        with open(own, encoding="utf-8", errors="surrogateescape") as text:
-            now = text.read()
-        before = ""
-        if base is not None:
-            with open(base, encoding="utf-8", errors="surrogateescape") as text:
-                before = text.read()
-        cleaned = f"{POINT}/cleaned"
-        with open(cleaned, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(without_generated(now, before))
-        rewrite(own, cleaned)
-        os.unlink(cleaned)
-
-
-def walk(tree: str) -> Iterator[str]:
-    """Every path in `tree`, directories before what is in them, sorted."""
-    with os.scandir(tree) as entries:
-        found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-    for entry in found:
-        yield entry.path
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(entry.path)
-
-
-def strip_private(tree: str) -> None:
-    """Take out what overlayfs noted for itself in the layer `tree`."""
-    for path in walk(tree):
-        for name in os.listxattr(path, follow_symlinks=False):
-            if name in _PRIVATE:
-                os.removexattr(path, name, follow_symlinks=False)
-
-
 # -- list ------------------------------------------------------------------------------------
-
-
-def is_whiteout(found: os.stat_result) -> bool:
-    """Whether overlayfs reads this as "nothing here"."""
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
-
-
-def is_opaque(path: str) -> bool:
-    """Whether overlayfs hides what lies below this directory."""
-    with contextlib.suppress(OSError):
-        return os.getxattr(path, OPAQUE, follow_symlinks=False) == b"y"
-    return False
 
 
 def describe(path: str, tree: str) -> dict[str, object]:
@@ -212,112 +123,6 @@ def join(output: str, trees: list[str]) -> None:
     for tree in trees:
         Overlay(tree, target).apply()
     make_image(target, output)
-
-
-class Overlay:
-    """Applies one tree of changes over another, by the rules of overlayfs."""
-
-    def __init__(self, source: str, target: str) -> None:
-        self.source, self.target = source, target
-        self._links: dict[tuple[int, int], str] = {}
-
-    def apply(self) -> None:
-        for path in walk(self.source):
-            self._one(path, os.path.join(self.target, os.path.relpath(path, self.source)))
-        # Attributes of directories last: filling them changes their times.
-        for path in sorted(walk(self.source), reverse=True):
-            if os.path.isdir(path) and not os.path.islink(path):
-                place = os.path.join(self.target, os.path.relpath(path, self.source))
-                copy_attributes(path, place)
-        copy_attributes(self.source, self.target)
-
-    def _one(self, path: str, place: str) -> None:
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
-            self._clear(place)
-            self._copy(path, place, found)
-            return
-        below = os.lstat(place) if os.path.lexists(place) else None
-        merges = below is not None and stat.S_ISDIR(below.st_mode) and not is_opaque(path)
-        if merges:
-            return
-        hides = below is not None
-        self._clear(place)
-        os.mkdir(place)
-        if hides or is_opaque(path):
-            # It replaces something of a lower layer, perhaps a directory of the base.
-            os.setxattr(place, OPAQUE, b"y")
-
-    def _clear(self, place: str) -> None:
-        if os.path.isdir(place) and not os.path.islink(place):
-            shutil.rmtree(place)
-        elif os.path.lexists(place):
-            os.unlink(place)
-
-    def _copy(self, path: str, place: str, found: os.stat_result) -> None:
-        known = self._links.get((found.st_dev, found.st_ino))
-        if known is not None:
-            os.link(known, place, follow_symlinks=False)
-            return
-        if stat.S_ISREG(found.st_mode):
-            copy_sparse(path, place)
-        elif stat.S_ISLNK(found.st_mode):
-            os.symlink(os.readlink(path), place)
-        else:
-            os.mknod(place, found.st_mode, found.st_rdev)
-        copy_attributes(path, place)
-        if found.st_nlink > 1:
-            self._links[found.st_dev, found.st_ino] = place
-
-
-def copy_sparse(source: str, target: str) -> None:
-    """Copy contents; holes stay holes."""
-    with open(source, "rb") as old, open(target, "wb") as new:
-        end = os.fstat(old.fileno()).st_size
-        at = 0
-        while at < end:
-            try:
-                at = os.lseek(old.fileno(), at, os.SEEK_DATA)
-            except OSError:  # ENXIO: a hole to the end
-                break
-            stop = os.lseek(old.fileno(), at, os.SEEK_HOLE)
-            old.seek(at)
-            new.seek(at)
-            _copy_bytes(old.fileno(), new.fileno(), stop - at)
-            at = stop
-        new.truncate(end)
-
-
-def _copy_bytes(source: int, target: int, count: int) -> None:
-    os.lseek(target, os.lseek(source, 0, os.SEEK_CUR), os.SEEK_SET)
-    while count > 0:
-        done = os.sendfile(target, source, None, min(count, 1 << 24))
-        if done == 0:
-            raise OSError("a file became shorter while it was copied")
-        count -= done
-
-
-def xattrs(path: str) -> list[str]:
-    """Names of the extended attributes; none where a base has no room for any."""
-    try:
-        return os.listxattr(path, follow_symlinks=False)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        return []
-
-
-def copy_attributes(source: str, target: str) -> None:
-    """Owner, mode, extended attributes (capabilities and access lists among them) and times."""
-    found = os.lstat(source)
-    os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
-    for name in xattrs(source):
-        if name not in _PRIVATE:
-            value = os.getxattr(source, name, follow_symlinks=False)
-            os.setxattr(target, name, value, follow_symlinks=False)
-    if not stat.S_ISLNK(found.st_mode):
-        os.chmod(target, stat.S_IMODE(found.st_mode))
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
 
 
 def commit(output: str, session: bool) -> None:

@@ -20,8 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from apppot.guest import syscalls
-from apppot.guest.merge import archive, changes
+from apppot.guest.merge import archive
 from apppot.guest.merge.archive import Archive, Damaged, Member
+from apppot.guest.merge.image import make_image, strip_generated
+from apppot.guest.merge.overlay import Overlay, copy_attributes, strip_private
 from apppot.guest.merge.root import IMAGE_ID, find
 from apppot.guest.merge.scratch import POINT, REFRESHED
 from apppot.guest.protocol.job import USER
@@ -51,7 +53,7 @@ def convert(path: str, output: str, points: list[str], *, lists: bool) -> None:
     """
     for folder in (_WORK, _ROOT, _UPPER, f"{_WORK}/work"):
         os.mkdir(folder)
-    changes.copy_attributes(points[-1], _UPPER)
+    copy_attributes(points[-1], _UPPER)
     lower = ":".join(reversed(points))
     options = f"lowerdir={lower},upperdir={_UPPER},workdir={_WORK}/work"
     options += ",redirect_dir=off,metacopy=off"  # a layer must make sense over this base alone
@@ -60,8 +62,8 @@ def convert(path: str, output: str, points: list[str], *, lists: bool) -> None:
         Extraction(source, lists=lists).run()
     syscalls.umount(_ROOT)
     _leave_out_generated(points)
-    changes.strip_private(_UPPER)
-    changes.make_image(_UPPER, output)
+    strip_private(_UPPER)
+    make_image(_UPPER, output)
 
 
 @contextlib.contextmanager
@@ -80,7 +82,7 @@ def _inside(folder: str) -> Iterator[None]:
 
 def _leave_out_generated(points: list[str]) -> None:
     """Take the agent's lines out of the account files; those that are the base's then go."""
-    changes.strip_generated(_UPPER, points)
+    strip_generated(_UPPER, points)
     for path in REFRESHED:
         own, base = f"{_UPPER}/{path}", find(points, path)
         if base is None or not os.path.isfile(own) or os.path.islink(own):
@@ -425,5 +427,5 @@ def _move_tree(source: str, target: str) -> None:
         if error.errno != errno.EXDEV:
             raise
         os.mkdir(target)
-        changes.Overlay(source, target).apply()
+        Overlay(source, target).apply()
         shutil.rmtree(source)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PLACE = WORK + "/job"
 _ROOT = PLACE.encode() + b"/"
 
-_PIECE = 1 << 20
-_ZEROS = bytes(_PIECE)
+PIECE_BYTES = 1 << 20
+_ZEROS = bytes(PIECE_BYTES)
 # What a member of the archive counts besides its bytes.
 _MEMBER = 16 << 10
 _FILE, _HARD_LINK, _LINK, _DIRECTORY, _RECORDS = b"0", b"1", b"2", b"5", b"x"
@@ -82,7 +82,7 @@ def unpack(device: str, job: Job, beat: Callable[[], object]) -> None:
 
     Calls `beat` between pieces.  Raises OSError, which says so when the guest has no room.
     """
-    with open(device, "rb", buffering=_PIECE) as drive:
+    with open(device, "rb", buffering=PIECE_BYTES) as drive:
         archive = _Archive(drive, job, beat)
         try:
             while archive.member():
@@ -157,15 +157,15 @@ class _Archive:
         try:
             left = size
             while left:
-                piece = self._exactly(min(left, _PIECE))
+                piece = self._exactly(min(left, PIECE_BYTES))
                 left -= len(piece)
-                if size > _PIECE and piece == _ZEROS[: len(piece)]:
+                if size > PIECE_BYTES and piece == _ZEROS[: len(piece)]:
                     os.lseek(fd, len(piece), os.SEEK_CUR)
                 else:
                     self._take_room(len(piece))
                     _write(fd, piece)
                     self._worked(len(piece))
-            if size > _PIECE:  # it may end in a hole
+            if size > PIECE_BYTES:  # it may end in a hole
                 os.ftruncate(fd, size)
         finally:
             os.close(fd)
@@ -173,7 +173,7 @@ class _Archive:
 
     def _worked(self, count: int) -> None:
         self._unheard += count
-        if self._unheard >= _PIECE:
+        if self._unheard >= PIECE_BYTES:
             self._unheard = 0
             self._beat()
             # What is read once need not stay in memory.

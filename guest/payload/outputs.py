@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import time
-from binascii import b2a_base64
 
 from apppot.guest import syscalls, tools
 from apppot.guest.merge.root import ROOT
+from apppot.guest.payload.followed import Followed
 from apppot.guest.payload.inputs import PLACE
+from apppot.guest.payload.pieces import PIECE_BYTES, Root, describe, encoded, in_pieces
 from apppot.guest.protocol import frames, globs
-from apppot.guest.protocol.job import JOB_DIR
 from apppot.guest.protocol.jsonlite import dumps
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
@@ -23,21 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from apppot.guest.payload.session import Channel
+    from apppot.guest.payload.channel import Channel
+    from apppot.guest.payload.pieces import Frame
     from apppot.guest.protocol.job import Job
 
-    # Type and payload on the stream FILES.
-    Frame = tuple[int, bytes]
-
-_PIECE = 60 << 10
-_SMALL = 16 << 10
 _MANY = 1024  # files
 _BACKLOG_BYTES = 128 << 10
 # Of a report, which is one frame.
 _MOST_TOLD, _TOLD_BYTES = 20, 500
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 _COARSE_CLOCK = 6  # CLOCK_MONOTONIC_COARSE
-_NO_DATA = 6  # ENXIO: what follows is a hole
 _PYTHON = "/usr/bin/python3"
 _WATCH = "import sys; sys.path[:0] = ['/usr/lib/apppot']; from apppot.guest.payload import watch; "
 
@@ -49,13 +44,11 @@ class Files:
     """
 
     def __init__(self, job: Job, beat: Callable[[], object]) -> None:
-        self.beat = beat
         self.credit = frames.FILES_CREDIT
         self.fd: int | None = None
         self.done = False
         self._copy, self._patterns = job.job_copy, job.outputs
-        self._root = os.open(ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._number = 0
+        self._root = Root(ROOT, beat)
         self._work: Iterator[Frame] | None = None
         self._changed = self._leaving = self._last = False
         self._names: dict[bytes, bytes] = {}  # on the host -> in the guest
@@ -66,7 +59,7 @@ class Files:
         if self._copy:
             self._known = {_mark(path, found) for path, found in self._walk(PLACE.encode(), b"")}
             _await_tick()
-        self._followed = [_Followed(self, path) for path in job.follow]
+        self._followed = [Followed(self._root, path) for path in job.follow]
 
     def watch(self) -> None:
         """Have a process of the pot's watch the followed files; call it when the payload runs."""
@@ -113,7 +106,7 @@ class Files:
             kind, payload = frame
             self.credit -= len(payload)
             channel.queue(kind, frames.FILES, payload)
-            if channel.backlog() > _PIECE:
+            if channel.backlog() > PIECE_BYTES:
                 channel.flush()
         channel.flush()
 
@@ -128,35 +121,19 @@ class Files:
             "bytes": self._bytes,
             "left_out": self._left_out,
             "failed": self._failed,
-            "unmatched": [_text(p[:_TOLD_BYTES]) for p in self._unmatched[:_MOST_TOLD]],
+            "unmatched": [encoded(p[:_TOLD_BYTES]) for p in self._unmatched[:_MOST_TOLD]],
         }
 
     def failed(self, path: bytes, reason: str) -> None:
         """Say in the report that `path` does not come back."""
         if len(self._failed) < _MOST_TOLD:
-            self._failed.append([_text(path[:_TOLD_BYTES]), reason[:_TOLD_BYTES]])
-
-    def next_number(self) -> int:
-        self._number += 1
-        return self._number
+            self._failed.append([encoded(path[:_TOLD_BYTES]), reason[:_TOLD_BYTES]])
 
     # -- followed files ----------------------------------------------------------------------
 
     def _updates(self) -> Iterator[Frame]:
         for one in self._followed:
             yield from one.updates()
-
-    def open(self, place: bytes) -> int | None:
-        """The regular file that `place` names in the guest now; None where there is none."""
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        try:
-            fd = syscalls.open_in_root(self._root, place, flags)
-        except OSError:
-            return None
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
-        os.close(fd)
-        return None
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -203,7 +180,7 @@ class Files:
                 break
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            fd = syscalls.open_in_root(self._root, b"/".join(parts[:fixed]) or b".", flags)
+            fd = syscalls.open_in_root(self._root.fd, b"/".join(parts[:fixed]) or b".", flags)
         except OSError:
             return b"", b""
         # Never closed: it names the directory until the guest ends.
@@ -233,7 +210,7 @@ class Files:
     def _walk(self, root: bytes, top: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         for number, found in enumerate(globs.walk(root, top)):
             if number % _MANY == 0:
-                self.beat()
+                self._root.beat()
             yield found
 
     def _entry(self, source: bytes, name: bytes, found: os.stat_result) -> Iterator[Frame]:
@@ -243,13 +220,13 @@ class Files:
         if kind is None:
             self._left_out += 1
             return
-        head = _head(self.next_number(), kind, name, found)
+        head = describe(self._root.next_number(), kind, name, found)
         try:
             if kind == "file":
                 yield from self._file(source, head)
                 return
             if kind == "link":
-                head["target"] = _text(os.readlink(source))
+                head["target"] = encoded(os.readlink(source))
             yield frames.FILE, dumps(head).encode()
             self._sent += 1
         except OSError as error:
@@ -261,7 +238,7 @@ class Files:
         try:
             yield frames.FILE, dumps(head).encode()
             try:
-                for offset, data in _pieces(fd, head["size"]):
+                for offset, data in in_pieces(fd, head["size"]):
                     yield frames.FILE_DATA, frames.PIECE.pack(head["id"], offset) + data
                     self._bytes += len(data)
                 self._sent += 1
@@ -270,168 +247,6 @@ class Files:
         finally:
             os.close(fd)
         yield frames.FILE_END, dumps(end).encode()
-
-
-class _Followed:
-    """A file that comes back while it grows.
-
-    The host's file holds what the guest's file of that name holds: after it was replaced or cut
-    it begins anew.  `name` is its path on the host, `place` in the guest.
-    """
-
-    def __init__(self, files: Files, path: bytes) -> None:
-        inside = not path.startswith(b"/")
-        self.name = path if inside else os.path.basename(path)
-        self.place = os.path.join(JOB_DIR.encode(), path).lstrip(b"/")
-        self.began = False
-        self._files = files
-        self._fd: int | None = None
-        self._number: int | None = None  # while it is open on the host
-        self._size = 0  # of what the host has
-        self._digest = _blake2b()
-        self._before: tuple[int, int] | None = None
-        if inside:
-            self._adopt()
-
-    def _adopt(self) -> None:
-        """The host has what is there now: it is the copy of it."""
-        self._fd = self._files.open(self.place)
-        if self._fd is None:
-            return
-        self._digest, self._size = _digest(self._fd, self._files.beat)
-        self._before = _attributes(self._fd)
-        self.began = True
-
-    def updates(self) -> Iterator[Frame]:
-        """What is new in it."""
-        now = self._files.open(self.place)
-        if now is not None and self._is_another(now):
-            yield from self._anew(now)
-        elif now is not None:
-            os.close(now)
-        if self._fd is None:
-            return
-        while data := os.pread(self._fd, _PIECE, self._size):
-            if self._number is None:
-                yield self._begin()
-            yield frames.FILE_DATA, frames.PIECE.pack(self._number or 0, self._size) + data
-            self._digest.update(data)
-            self._size += len(data)
-
-    def _is_another(self, now: int) -> bool:
-        if self._fd is None:
-            return True
-        ours, theirs = os.fstat(self._fd), os.fstat(now)
-        same = (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-        return not same or theirs.st_size < self._size
-
-    def _anew(self, now: int) -> Iterator[Frame]:
-        if self._number is not None:
-            yield self._end()
-        if self._fd is not None:
-            os.close(self._fd)
-        self._fd, self._size, self._digest = now, 0, _blake2b()
-        self.began, self._before = True, None
-        yield self._begin()
-
-    def rest(self) -> Iterator[Frame]:
-        """The rest, when nobody writes any more: then the host's file is the guest's.
-
-        However it was written: one that was changed in its middle is sent again.
-        """
-        yield from self.updates()
-        if self._fd is None:
-            return
-        digest, size = _digest(self._fd, self._files.beat)
-        if (size, digest.digest()) != (self._size, self._digest.digest()):
-            yield from self._anew(os.dup(self._fd))
-            yield from self.updates()
-        if self._number is None and self._before != _attributes(self._fd):
-            yield self._begin()
-        if self._number is not None:
-            yield self._end()
-        os.close(self._fd)
-        self._fd = None
-
-    def _begin(self) -> Frame:
-        assert self._fd is not None
-        self._number = self._files.next_number()
-        head = _head(self._number, "follow", self.name, os.fstat(self._fd))
-        head["size"] = self._size
-        return frames.FILE, dumps(head).encode()
-
-    def _end(self) -> Frame:
-        assert self._fd is not None
-        mode, mtime = _attributes(self._fd)
-        end = {"id": self._number, "mode": mode, "mtime": mtime}
-        self._number = None
-        return frames.FILE_END, dumps(end).encode()
-
-
-def _blake2b() -> Any:
-    # The C module: `hashlib` loads all of OpenSSL.
-    from _blake2 import blake2b
-
-    return blake2b()
-
-
-def _head(number: int, kind: str, name: bytes, found: os.stat_result) -> dict[str, Any]:
-    return {
-        "id": number,
-        "kind": kind,
-        "path": _text(name),
-        "mode": stat.S_IMODE(found.st_mode),
-        "mtime": found.st_mtime_ns,
-        "size": found.st_size if kind == "file" else 0,
-    }
-
-
-def _text(value: bytes) -> str:
-    return b2a_base64(value, newline=False).decode("ascii")
-
-
-def _attributes(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
-    return stat.S_IMODE(found.st_mode), found.st_mtime_ns
-
-
-def _digest(fd: int, beat: Callable[[], object]) -> tuple[Any, int]:
-    """Digest and size of all that the file holds."""
-    digest, size = _blake2b(), 0
-    while data := os.pread(fd, 1 << 20, size):
-        digest.update(data)
-        size += len(data)
-        beat()
-    return digest, size
-
-
-def _pieces(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of all of a file of `size` bytes that is no hole."""
-    at = 0
-    if 0 < size <= _SMALL:  # has no hole that would be worth two more calls
-        yield at, _exactly(fd, size)
-        return
-    while at < size:
-        try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != _NO_DATA:
-                raise
-            return
-        end = min(size, os.lseek(fd, at, os.SEEK_HOLE))
-        while at < end:
-            data = os.pread(fd, min(_PIECE, end - at), at)
-            if not data:
-                raise OSError("it became shorter while it was read")
-            yield at, data
-            at += len(data)
-
-
-def _exactly(fd: int, size: int) -> bytes:
-    data = os.pread(fd, size, 0)
-    if len(data) < size:
-        raise OSError("it became shorter while it was read")
-    return data
 
 
 def _mark(path: bytes, found: os.stat_result) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import os
 import select
-import termios
 import time
 
-from apppot.guest import syscalls
 from apppot.guest.payload import process
+from apppot.guest.payload.channel import HANGUP, Channel
+from apppot.guest.payload.streams import EXCHANGE, Process
+from apppot.guest.payload.vitals import vital_signs
 from apppot.guest.protocol import frames
 from apppot.guest.protocol.jsonlite import dumps, loads
 
@@ -28,273 +29,11 @@ if TYPE_CHECKING:
     # terminal.
     Join = Callable[[bytes, int], "tuple[process.Payload, bool]"]
 
-EXCHANGE = "/run/apppot/exchange"
 
 HEARTBEAT_SECONDS = 1.0
 # How long what the payload left running has between SIGTERM and SIGKILL.
 LEFTOVER_SECONDS = 1.0
-_READ_BYTES = 60 << 10
-# A virtual port appears a moment after PID 1 has started.
-_DEVICE_SECONDS = 5.0
 _BACKLOG_BYTES = 128 << 10
-_HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
-
-
-class ChannelLost(Exception):
-    """The launcher is gone; nobody waits for this guest any more."""
-
-
-def open_channel(device: str) -> int:
-    """Open the channel's serial line or port and make it carry bytes as they are."""
-    syscalls.wait_for_path(device, _DEVICE_SECONDS)
-    fd = os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if os.isatty(fd):
-        attributes = termios.tcgetattr(fd)
-        attributes[0] = attributes[1] = attributes[3] = 0
-        attributes[2] = termios.CS8 | termios.CREAD | termios.CLOCAL
-        attributes[6][termios.VMIN] = 1
-        attributes[6][termios.VTIME] = 0
-        termios.tcsetattr(fd, termios.TCSANOW, attributes)
-    return fd
-
-
-class Channel:
-    """Frames over a non-blocking descriptor."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._out = bytearray()
-        self._decoder = frames.Decoder(frames.HOST_TYPES)
-
-    def send(self, kind: int, stream: int = frames.CONTROL, payload: bytes = b"") -> None:
-        """Queue a frame and pass on what the channel takes at once."""
-        self.queue(kind, stream, payload)
-        self.flush()
-
-    def greet(self, payload: bytes) -> None:
-        """Send HELLO, waiting for the launcher: before it has a port open, the port seems lost."""
-        os.set_blocking(self.fd, True)
-        self.send(frames.HELLO, payload=payload)
-        os.set_blocking(self.fd, False)
-
-    def queue(self, kind: int, stream: int, payload: bytes) -> None:
-        """Have a frame go out with the next flush: many small ones are one write."""
-        self._out += frames.encode(kind, stream, payload)
-
-    def wait(self) -> list[tuple[int, int, bytes]]:
-        """The frames that come in next, however long that takes, and without a sign of life.
-
-        Raises ChannelLost at the end of the channel.
-        """
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        poll.poll()
-        return self.receive()
-
-    def backlog(self) -> int:
-        """Bytes that the channel has not taken yet."""
-        return len(self._out)
-
-    def flush(self) -> None:
-        """Write what the channel takes without waiting."""
-        while self._out:
-            try:
-                count = os.write(self.fd, self._out)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise ChannelLost(str(error)) from error
-            if count == 0:
-                return
-            del self._out[:count]
-
-    def receive(self) -> list[tuple[int, int, bytes]]:
-        """The frames that have come in.  Raises ChannelLost at the end of the channel."""
-        try:
-            data = os.read(self.fd, 1 << 16)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            raise ChannelLost(str(error)) from error
-        if not data:
-            raise ChannelLost("end of file")
-        return self._decoder.feed(data)
-
-    def part(self) -> None:
-        """Wait until the launcher has read all, as its BYE says.  Raises ChannelLost if it is gone.
-
-        What a serial line or a port has taken, and the host has not, goes with the machine: a
-        launcher that is slow, or stopped, would never hear of the payload's end.
-        """
-        poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
-        while self._out:
-            poll.poll(1000)
-            self.flush()
-        while all(kind != frames.BYE for kind, _, _ in self.wait()):
-            pass
-
-
-class Output:
-    """One of the payload's output streams, on its way to the launcher."""
-
-    def __init__(self, stream: int, fd: int | None) -> None:
-        self.stream = stream
-        self.fd = fd
-        self.credit = frames.OUTPUT_CREDIT
-
-    def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
-
-    def pump(self, channel: Channel, last: bool = False) -> None:
-        """Pass on what can be read now, as far as credit goes; END at its end.
-
-        `last` says that what is not there yet does not count any more.
-        """
-        if self.fd is None or not self.credit:
-            return
-        try:
-            data = os.read(self.fd, min(_READ_BYTES, self.credit))
-        except BlockingIOError:
-            if not last:
-                return
-            data = b""
-        except OSError:  # EIO: a terminal that nobody has open any more
-            data = b""
-        if not data:
-            self.close()
-            channel.send(frames.END, self.stream)
-            return
-        self.credit -= len(data)
-        channel.send(frames.DATA, self.stream, data)
-
-
-class Input:
-    """A process's stdin: frames for a little, chunk files for a lot, in their order."""
-
-    def __init__(self, stream: int, fd: int | None, tty: bool) -> None:
-        self.stream = stream
-        self.fd = fd
-        self._tty = tty
-        self._queue: list[bytes | str] = []
-        self._file: int | None = None
-        self._ended = False
-
-    def pending(self) -> bool:
-        return self.fd is not None and bool(self._queue)
-
-    def add(self, item: bytes | str) -> None:
-        """Queue bytes, or the name of a chunk file in the exchange directory."""
-        self._queue.append(item)
-
-    def end(self) -> None:
-        """The launcher's stdin has ended; the payload's ends when the queue is empty."""
-        if self._tty:
-            self._queue.append(b"\x04")
-            return
-        self._ended = True
-        self._close_if_done()
-
-    def close(self) -> None:
-        for fd in (self.fd, self._file):
-            if fd is not None:
-                os.close(fd)
-        self.fd = self._file = None
-
-    def _close_if_done(self) -> None:
-        if self._ended and not self._queue:
-            self.close()
-
-    def pump(self, channel: Channel) -> None:
-        """Pass on what the payload takes without waiting."""
-        if self.fd is None or not self._queue:
-            return
-        try:
-            item = self._queue[0]
-            if isinstance(item, bytes):
-                self._pump_bytes(channel, item)
-            else:
-                self._pump_file(channel, item)
-        except BlockingIOError:
-            return
-        except OSError:  # EPIPE: the payload has closed its stdin
-            self.close()
-            self._queue.clear()
-            channel.send(frames.CLOSED, self.stream)
-            return
-        self._close_if_done()
-
-    def _pump_bytes(self, channel: Channel, item: bytes) -> None:
-        assert self.fd is not None
-        count = os.write(self.fd, item)
-        channel.send(frames.CREDIT, self.stream, frames.U32.pack(count))
-        if count == len(item):
-            self._queue.pop(0)
-        else:
-            self._queue[0] = item[count:]
-
-    def _pump_file(self, channel: Channel, name: str) -> None:
-        assert self.fd is not None
-        if self._file is None:
-            self._file = os.open(f"{EXCHANGE}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        if os.sendfile(self.fd, self._file, None, 1 << 18) == 0:
-            os.close(self._file)
-            self._file = None
-            self._queue.pop(0)
-            channel.send(frames.CHUNK_DONE, self.stream, name.encode())
-
-
-class Process:
-    """A process with its streams: the payload (number 0), or one that joined it."""
-
-    def __init__(self, number: int, payload: process.Payload, tty: bool) -> None:
-        self.control = number * frames.STREAMS
-        self.payload, self.tty = payload, tty
-        stdout = Output(self.control + frames.STDOUT, payload.stdout)
-        stderr = Output(self.control + frames.STDERR, payload.stderr)
-        self.outputs = (stdout, stderr)
-        self.input = Input(self.control + frames.STDIN, payload.stdin, tty)
-        self.status: int | None = None  # wait status once it was collected
-        self.usage: Any = None
-
-    def flows(self) -> bool:
-        """Whether output may still come."""
-        return any(output.fd is not None for output in self.outputs)
-
-    def close(self, stream: int | None = None) -> None:
-        """Close one of its streams, or all."""
-        for end in (self.input, *self.outputs):
-            if stream in (None, end.stream):
-                end.close()
-
-    def credit(self, stream: int, count: int) -> None:
-        """`count` bytes of an output stream were passed on."""
-        for output in self.outputs:
-            if output.stream == stream:
-                output.credit += count
-
-    def signal(self, number: int) -> None:
-        """Signal its process group, unless it has ended."""
-        if self.status is None:
-            try:
-                os.killpg(self.payload.pid, number)
-            except ProcessLookupError:
-                pass
-
-    def report(self) -> dict[str, Any]:
-        """What its EXIT says."""
-        usage, error = self.usage, self.payload.error
-        report = {
-            "status": None if error else self.status,
-            "user": usage.ru_utime,
-            "system": usage.ru_stime,
-            "maxrss": usage.ru_maxrss,
-        }
-        if error:
-            report["errno"], report["what"] = error
-        return report
 
 
 class Session:
@@ -405,7 +144,7 @@ class Session:
         events = ready.get(self.channel.fd, 0)
         if events & select.POLLOUT:
             self.channel.flush()
-        if events & (select.POLLIN | _HANGUP):
+        if events & (select.POLLIN | HANGUP):
             for frame in self.channel.receive():
                 self._frame(*frame)
         for one in self._processes.values():
@@ -536,17 +275,3 @@ def _signal_all(number: int) -> None:
         os.kill(-1, number)
     except ProcessLookupError:
         pass
-
-
-def vital_signs() -> dict[str, Any]:
-    """Memory in KiB, load averages and CPU ticks, as a heartbeat carries them."""
-    with open("/proc/meminfo", "rb") as text:
-        memory = {line.split(b":")[0]: int(line.split()[1]) for line in text.readlines()[:5]}
-    with open("/proc/loadavg", encoding="ascii") as loads_text:
-        load = [float(word) for word in loads_text.read().split()[:3]]
-    return {
-        "total": memory[b"MemTotal"],
-        "available": memory[b"MemAvailable"],
-        "load": load,
-        "cpu": list(os.times()[:4]),
-    }

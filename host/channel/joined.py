@@ -19,11 +19,9 @@ from typing import Any
 
 from apppot.guest.protocol import frames
 from apppot.guest.protocol.job import Job
-from apppot.host.channel.relay import Outcome, checked_report
+from apppot.host.channel.control import MESSAGE_BYTES, Request
+from apppot.host.channel.outcome import Outcome, checked_report, complaint, exit_code
 from apppot.host.channel.streams import Sink, Source, exchange_file
-from apppot.host.machine.launch import complaint, exit_code
-from apppot.host.runs.recorder import MESSAGE_BYTES
-from apppot.host.runs.records import Request
 
 _DESCRIPTORS = 4  # stdin, stdout, stderr, and the file with the request
 _REQUEST_BYTES = 16 << 20

@@ -14,13 +14,15 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from apppot.guest.protocol import frames
+from apppot.host.channel.console import Console
+from apppot.host.channel.outcome import Aborted, GuestFailed, Outcome, checked_report
+from apppot.host.channel.signals import ENDING, FORWARDED, OWN
 from apppot.host.channel.streams import Sink, Source
 from apppot.host.common import terminal
-from apppot.host.common.errors import EXIT_SIGNAL_BASE, UsageError
+from apppot.host.common.errors import UsageError
 from apppot.host.common.units import parse_duration
 from apppot.host.network import slirp
 from apppot.host.process.spawn import Child
@@ -41,55 +43,11 @@ _KILL_SECONDS = 5.0
 _STOPPED_SECONDS = 3.0
 # More than the time from one heartbeat to the next.
 _SILENCE_SECONDS = 1.5
-_CONSOLE_BYTES = 256 << 10
 # Between the end of its channel and the end of its process.
 _LAST_WORDS_SECONDS = 2.0
 
-FORWARDED = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-    signal.SIGALRM,
-)
 # What reading a frame raises that is none: RecursionError is JSON's answer to deep nesting.
 _MALFORMED = (ValueError, KeyError, TypeError, OSError, struct.error, RecursionError)
-# What ends the launcher while the files of a payload that has ended come back.
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_OWN = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
-
-
-class GuestFailed(Exception):
-    """The guest did not do its part; `reason` says what was seen.
-
-    `silent`: it never said a word, so that perhaps its hypervisor is to blame.
-    """
-
-    def __init__(self, reason: str, silent: bool = False) -> None:
-        super().__init__(reason)
-        self.reason, self.silent = reason, silent
-
-
-class Aborted(Exception):
-    """A signal ended the launcher before the payload started, or after it had ended."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.exit_code = EXIT_SIGNAL_BASE + number
-
-
-@dataclass
-class Outcome:
-    """What came back: the EXIT frame, and what was seen on the way."""
-
-    report: dict[str, Any] = field(default_factory=dict)
-    hello: dict[str, Any] = field(default_factory=dict)
-    marks: list[tuple[str, float]] = field(default_factory=list)  # (what, monotonic seconds)
-    timed_out: bool = False
-    vital_signs: dict[str, Any] = field(default_factory=dict)
 
 
 def heartbeat_limit(env: Mapping[str, str] = os.environ) -> float:
@@ -101,59 +59,6 @@ def heartbeat_limit(env: Mapping[str, str] = os.environ) -> float:
         return max(2.0, parse_duration(text))
     except UsageError as error:
         raise UsageError(f"${HEARTBEAT_VARIABLE}: {error.cause}", error.hint) from error
-
-
-def checked_report(report: Any) -> dict[str, Any]:
-    """An EXIT frame's report, of the form that the launcher relies on.  Raises ValueError.
-
-    A guest is not trusted: what it says must not surprise the launcher later.
-    """
-    numbers = ("status", "errno")
-    if not isinstance(report, dict) or all(report.get(name) is None for name in numbers):
-        raise ValueError("an EXIT without a status")
-    for name in numbers:
-        value = report.get(name)
-        if value is not None and (type(value) is not int or not 0 <= value < 1 << 16):
-            raise ValueError(f"an EXIT with {name} {value!r:.40}")
-    return report
-
-
-class Console:
-    """The guest's console: the last of it in memory, all of it in a file where one is asked for."""
-
-    def __init__(self, fd: int, log: int | None) -> None:
-        self.fd: int | None = fd
-        self._log = log
-        self._tail = bytearray()
-        os.set_blocking(fd, False)
-
-    def pump(self) -> None:
-        """Take what has come."""
-        while self.fd is not None:
-            try:
-                data = os.read(self.fd, 1 << 16)
-            except BlockingIOError:
-                return
-            if not data:
-                os.close(self.fd)
-                self.fd = None
-                return
-            self._tail += data
-            del self._tail[:-_CONSOLE_BYTES]
-            self._write_log(data)
-
-    def _write_log(self, data: bytes) -> None:
-        if self._log is None:
-            return
-        try:
-            os.write(self._log, data)
-        except OSError as error:  # a full disk must not end a job
-            sys.stderr.write(f"apppot: warning: --log: {error.strerror}\n")
-            self._log = None
-
-    def text(self) -> str:
-        """The last of what was printed."""
-        return self._tail.decode(errors="replace")
 
 
 class Relay:
@@ -237,8 +142,8 @@ class Relay:
         os.set_blocking(read, False)
         os.set_blocking(write, False)
         old = {}
-        for number in (*FORWARDED, *_OWN):
-            if signal.getsignal(number) is not signal.SIG_IGN or number in _OWN:
+        for number in (*FORWARDED, *OWN):
+            if signal.getsignal(number) is not signal.SIG_IGN or number in OWN:
                 old[number] = signal.signal(number, lambda number, _: self._pending.append(number))
         old_wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
@@ -475,7 +380,7 @@ class Relay:
                 self._resize()
             self._heard = time.monotonic()
             self._payload_signal(signal.SIGCONT)
-        elif not self._started or (self._returning and number in _ENDING):
+        elif not self._started or (self._returning and number in ENDING):
             raise Aborted(number)
         else:
             self._payload_signal(number)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apppot.host.common.errors import ImageError, UsageError
+from apppot.host.images.changes.session import _stack
 
 if TYPE_CHECKING:
     from apppot.host.images.changes.record import Changes
@@ -44,22 +45,19 @@ def _save(args: argparse.Namespace) -> int:
     from apppot.host.images import sessions
     from apppot.host.images.changes import inguest
     from apppot.host.images.changes import record as changes
+    from apppot.host.images.changes.session import image_of
 
     session = sessions.get(args.session)
     output = args.output or f"{session.name}.changes"
     base, *over = session.base.split("+")
     options = ["--session", session.name, *_stack(session)]
-    image = sessions.image_of(session)
+    image = image_of(session)
     with inguest.result(output) as work:
         inguest.run(["save", os.path.basename(work)], options, image, os.path.dirname(work))
         record = changes.Changes(base, session.image, timestamp(), tuple(over))
         changes.seal(work, record)
     sys.stderr.write(f"{output}: {os.path.getsize(output) >> 10} KB, changes to {session.image}\n")
     return 0
-
-
-def _stack(session: Any) -> list[str]:
-    return [word for path in session.changes for word in ("--changes", path)]
 
 
 def record_of(path: str) -> Changes:

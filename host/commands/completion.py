@@ -60,7 +60,7 @@ def script(shell: str) -> str:
         import shtab
     except ImportError as error:
         raise UsageError("shtab is not installed", "pip install shtab") from error
-    from apppot.host.cli import build_parser
+    from apppot.host.commands.table import build_parser
 
     parser = build_parser()
     _complete(parser)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 from typing import TYPE_CHECKING
 
-from apppot.host.common.errors import EXIT_FAILED, ApppotError
+from apppot.host.common.errors import EXIT_FAILED
+from apppot.host.doctor.boot import boot, calibrate
 
 if TYPE_CHECKING:
     from apppot.host.doctor.checks import Check
-    from apppot.host.pot.layout import Kernel
     from apppot.host.runs.timeline import Step
 
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
 _NAME_WIDTH = 21
-# The whole of a start and an end, without what an image or a network adds.
-_BOOT = ("--job-dir", "none", "--network", "none", "-n", "-T", "host", "true")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,58 +32,22 @@ def main(args: argparse.Namespace) -> int:
     from apppot.host.common import paths
     from apppot.host.config import settings as config
     from apppot.host.doctor import checks as doctor
+    from apppot.host.doctor.facts import gather
 
     settings = config.resolve({"memory": args.memory}, os.environ, paths.config_files())
-    facts = doctor.gather(settings)
+    facts = gather(settings)
     checks = doctor.examine(facts)
     steps: list[Step] = []
     if args.boot and doctor.usable(checks):
         if facts.kernel is not None:
-            _calibrate(facts.kernel, facts.lpj)
-        check, steps = _boot(args.memory)
+            calibrate(facts.kernel, facts.lpj)
+        check, steps = boot(args.memory)
         checks.append(check)
     if args.json:
         print(json.dumps(as_data(checks, steps), indent=1))
     else:
         sys.stdout.write(as_text(checks, steps, colour=sys.stdout.isatty()))
     return 0 if doctor.usable(checks) else EXIT_FAILED
-
-
-def _calibrate(kernel: Kernel, known: int | None) -> None:
-    from apppot.host.pot.boot import measure_lpj
-
-    if known is None:
-        measure_lpj(kernel)
-
-
-def _boot(memory: str | None) -> tuple[Check, list[Step]]:
-    """Start a guest on the host's own root; its verdict and its timeline."""
-    from apppot.host.cli import build_parser
-    from apppot.host.commands.run import STARTED, Prepared, run_first
-    from apppot.host.doctor.checks import Check, Mark
-    from apppot.host.machine import launch
-    from apppot.host.runs import timeline
-
-    asked = [] if memory is None else ["--mem", memory]
-    args = build_parser("run").parse_args(["run", *asked, *_BOOT])
-    try:
-        prepared = Prepared(args, contextlib.ExitStack())
-        record = run_first(prepared)
-        assert record.outcome is not None
-        status = launch.exit_code(record.outcome)
-    except ApppotError as error:
-        return Check("boot", Mark.FAIL, error.cause, error.hint), []
-    steps = timeline.steps(record, STARTED)
-    text = f"a guest with kernel {record.outcome.hello['release']} ran `true`"
-    if status != 0:
-        return Check("boot", Mark.FAIL, f"{text}: status {status}"), steps
-    return Check("boot", Mark.OK, f"{text} after {_to_payload(steps):.0f} ms"), steps
-
-
-def _to_payload(steps: list[Step]) -> float:
-    """Milliseconds from the hypervisor's start to the payload's."""
-    times = {step.name: step for step in steps}
-    return 1000 * (times["payload"].start - times["start"].end)
 
 
 def as_data(checks: list[Check], steps: list[Step]) -> dict[str, object]:

@@ -60,10 +60,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> Any:
-    from apppot.host.commands.run import environment, wants_terminal
+    from apppot.host.channel.control import Request
+    from apppot.host.commands.options import environment
     from apppot.host.common import terminal
-    from apppot.host.config.caller import Caller
-    from apppot.host.runs.records import Request
+    from apppot.host.config.caller import Caller, wants_terminal
 
     caller = Caller.of_this_process()
     argv = tuple(os.fsencode(word) for word in args.argv)
@@ -117,7 +117,7 @@ class _Client:
                     return status
 
     def _hear(self) -> int | None:
-        from apppot.host.runs.recorder import MESSAGE_BYTES
+        from apppot.host.channel.control import MESSAGE_BYTES
         from apppot.host.runs.records import RunError
 
         try:
@@ -139,7 +139,7 @@ class _Client:
         return None
 
     def _catch_signals(self) -> int:
-        from apppot.host.channel.relay import FORWARDED
+        from apppot.host.channel.signals import FORWARDED
 
         read, write = os.pipe()
         os.set_blocking(read, False)

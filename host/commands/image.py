@@ -6,12 +6,13 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from apppot.host.common.units import human
+
 if TYPE_CHECKING:
-    from apppot.host.images.store import Record
+    from apppot.host.images.record import Record
     from apppot.host.images.upkeep import Removed
 
 SHORT_DIGEST = 12
-BYTES_STEP = 1024.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -156,10 +157,10 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from apppot.host.images import store
     from apppot.host.images.importing import importer, transports
+    from apppot.host.images.record import is_transport
 
-    take = transports.import_reference if store.is_transport(args.file) else importer.import_file
+    take = transports.import_reference if is_transport(args.file) else importer.import_file
     command = parse_command(args.command)
     _report(take(args.file, args.name, command, force=args.force), args.json)
     return 0
@@ -193,16 +194,6 @@ def as_data(record: Record) -> dict[str, object]:
     from dataclasses import asdict
 
     return asdict(record)
-
-
-def human(size: int) -> str:
-    """A number of bytes for people: "58.1 MiB"."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < BYTES_STEP:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= BYTES_STEP
-    return f"{value:.1f} TiB"
 
 
 def _commit(args: argparse.Namespace) -> int:
@@ -340,9 +331,9 @@ def _inspect(args: argparse.Namespace) -> int:
     import shlex
     from dataclasses import asdict
 
-    from apppot.host.images import store
+    from apppot.host.images.resolve import resolve
 
-    image = store.resolve(args.image)
+    image = resolve(args.image)
     probed = {key: value for key, value in asdict(image.probed).items() if key != "dirty"}
     data: dict[str, object] = {"path": image.path, **probed}
     if image.record is not None:

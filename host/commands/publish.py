@@ -23,7 +23,7 @@ def _publish(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from apppot.host.commands.image import human
+    from apppot.host.common.units import human
     from apppot.host.repository import keys, publish
 
     wish = publish.Wish(args.images, args.changes, args.remove, args.description, args.prune)

@@ -24,7 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _pull(args: argparse.Namespace) -> int:
     import json
 
-    from apppot.host.commands.image import SHORT_DIGEST, as_data, human
+    from apppot.host.commands.image import SHORT_DIGEST, as_data
+    from apppot.host.common.units import human
     from apppot.host.repository import pull
 
     # A repository that is named in the reference does not mix with the configured ones.

@@ -8,15 +8,16 @@ import json
 import time
 from dataclasses import replace
 
-from apppot.host.commands import run
+from apppot.host.commands.options import machine_options, surroundings_options
 from apppot.host.common.errors import HypervisorError, UsageError
+from apppot.host.runs.prepare import Prepared
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `warm`: those of the runs that are to resume."""
     parser.usage = f"{parser.prog} [OPTION]… IMAGE | --list | --rm IMAGE | --rm --all"
-    run.machine_options(parser)
-    run.surroundings_options(parser)
+    machine_options(parser)
+    surroundings_options(parser)
     add = parser.add_argument_group("machines that are kept").add_argument
     add("--list", action="store_true", help="list them")
     add("--rm", action="store_true", help="delete those of IMAGE, or --all")
@@ -50,7 +51,7 @@ def _keep(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from apppot.host.warm.machine import Keeping
 
     begun = time.monotonic()
-    prepared = run.Prepared(args, stack)
+    prepared = Prepared(args, stack)
     plan, hypervisor = prepared.keepable(), prepared.hypervisor.alone()
     if reason := key.obstacle(plan, hypervisor):
         raise HypervisorError(

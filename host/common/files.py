@@ -83,3 +83,25 @@ def file_digest(path: str | Path) -> str:
 
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def listdir(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` into a pipe or file."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of `data` into a file at `offset`."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -72,3 +72,16 @@ def format_size(size: float) -> str:
 def timestamp(seconds: float | None = None) -> str:
     """A time (since 1970; None: now) as ISO 8601 in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+BYTES_STEP = 1024.0
+
+
+def human(size: int) -> str:
+    """A number of bytes for people: "58.1 MiB"."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < BYTES_STEP:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= BYTES_STEP
+    return f"{value:.1f} TiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 from dataclasses import dataclass, replace
@@ -113,3 +114,13 @@ def _localtime() -> bytes | None:
     except OSError:
         return None
     return data if data.startswith(b"TZif") and len(data) <= _LOCALTIME_BYTES else None
+
+
+def wants_terminal(args: argparse.Namespace, caller: Caller) -> bool:
+    """Whether the payload gets a terminal: as asked, else where stdin and stdout are terminals."""
+    terminals = caller.terminals if caller.foreground else ()
+    if args.tty is not None:
+        return bool(args.tty)
+    if args.no_stdin:
+        return False
+    return (0 in terminals and 1 in terminals) or (args.console and 0 in terminals)

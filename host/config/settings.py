@@ -13,7 +13,8 @@ from typing import Any
 
 from apppot.host.common.errors import UsageError
 from apppot.host.common.units import parse_duration, parse_size
-from apppot.host.confinement.bubblewrap import WISHES
+from apppot.host.config.allocation import BATCH
+from apppot.host.confinement.sandbox import WISHES
 
 DEFAULT_MEMORY = 512 << 20
 
@@ -79,40 +80,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _slurm_memory(env: Mapping[str, str]) -> int | None:
-    if env.get("SLURM_MEM_PER_NODE", "").isdigit():
-        return int(env["SLURM_MEM_PER_NODE"]) << 20
-    if env.get("SLURM_MEM_PER_CPU", "").isdigit():
-        return (int(env["SLURM_MEM_PER_CPU"]) << 20) * (_batch_cpus(env) or 1)
-    return None
-
-
-# The host's share of a batch allocation: launcher, UML itself, page structures.
-_OVERHEAD_BYTES = 64 << 20
-_OVERHEAD_FRACTION = 0.03
-
-
-def _batch_memory(env: Mapping[str, str]) -> int | None:
-    allocated = _slurm_memory(env)
-    if allocated is None:
-        return None
-    usable = int(allocated * (1 - _OVERHEAD_FRACTION)) - _OVERHEAD_BYTES
-    return usable if usable > 64 << 20 else None
-
-
-def _batch_cpus(env: Mapping[str, str]) -> int | None:
-    for name in ("SLURM_CPUS_PER_TASK", "NSLOTS", "PBS_NCPUS"):
-        if env.get(name, "").isdigit():
-            return min(16, max(1, int(env[name])))
-    return None
-
-
-_BATCH: dict[str, Callable[[Mapping[str, str]], Any]] = {
-    "memory": _batch_memory,
-    "cpus": _batch_cpus,
-}
-
-
 def read_toml(paths: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """The configuration files that exist, as (path, values); unknown keys are errors."""
     found = []
@@ -161,7 +128,7 @@ def _resolve_one(
         return _parsed(rule, options[name], rule.option or f"--{name.replace('_', '-')}")
     if rule.variable is not None and env.get(rule.variable):
         return _parsed(rule, env[rule.variable], f"${rule.variable}")
-    batch = _BATCH[name](env) if name in _BATCH else None
+    batch = BATCH[name](env) if name in BATCH else None
     if batch is not None:
         return Setting(batch, "batch allocation")
     for path, values in reversed(toml):

@@ -11,6 +11,13 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from apppot.host.confinement.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from apppot.host.confinement.sandbox import Shown
+
 
 _SYS_SECCOMP = 317
 _SYS_CREATE_RULESET, _SYS_ADD_RULE, _SYS_RESTRICT_SELF = 444, 445, 446
@@ -173,3 +180,59 @@ def _filter_program(metadata: bool) -> bytes:
     ]
     assert len(program) == refuse + 1
     return b"".join(program)
+
+
+# What UML and helpers read of the host beside what they are shown.
+_HYPERVISOR_READS = ("/proc/cpuinfo", "/proc/self", "/dev/zero", "/dev/urandom")
+_HYPERVISOR_WRITES = ("/dev/null",)
+_SYSTEM_READS = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/run/systemd/resolve", "/dev/urandom")
+
+
+def landlocked(
+    shown: Iterable[Shown],
+    view: str,
+    temporary: str,
+    *,
+    system: bool = False,
+    network: bool = False,
+    libraries: tuple[str, ...] = (),
+    devices: tuple[str, ...] = (),
+) -> Sandbox:
+    """Landlock and a seccomp filter: the process may use `shown` and `temporary` only.
+
+    `system` adds the host's programs and libraries, `libraries` just the files that one program
+    needs, `devices` device nodes; `network` is for a helper that needs the host's network, and
+    has no filter.  A program of the host may change the metadata of what it is shown by name, as
+    QEMU's file server does.  Raises OSError where the kernel has no Landlock.
+    """
+    from apppot.host.confinement import landlock
+
+    items = list(shown)
+    reads = [item.source for item in items if not item.writable and not item.masked]
+    reads += [place for item in items if item.masked for place in _unmasked(item)]
+    reads += [*_HYPERVISOR_READS, *(_SYSTEM_READS if system else ())]
+    reads += ["/etc/ld.so.cache", *libraries] if libraries else []
+    writes = [item.source for item in items if item.writable]
+    rules = landlock.ruleset(
+        [view, *filter(os.path.exists, reads)],
+        [temporary, *_HYPERVISOR_WRITES, *devices, *writes],
+        # QEMU opens the directory of a single file.
+        listed={os.path.dirname(item.source) for item in items if system and "/" in item.name},
+        network=network,
+    )
+    before = landlock.restrictions(rules, filtered=not network, metadata=system)
+    return Sandbox((), view, temporary, tuple(before))
+
+
+def _unmasked(item: Shown) -> list[str]:
+    """What lies in a shown directory, without what is masked of it: Landlock can only add."""
+    top = {path.split("/")[0] for path in item.masked}
+    found = []
+    for name in os.listdir(item.source):
+        place = os.path.join(item.source, name)
+        if name not in top:
+            found.append(place)
+        elif name not in item.masked:
+            hidden = {path.split("/")[1] for path in item.masked if path.startswith(f"{name}/")}
+            found += [os.path.join(place, part) for part in os.listdir(place) if part not in hidden]
+    return found

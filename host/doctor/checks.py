@@ -5,27 +5,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
-from apppot.host.capabilities.capabilities import Capabilities, Memory, file_system
+from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.common.errors import HypervisorError
 from apppot.host.common.units import format_size
-from apppot.host.config.settings import Setting
-from apppot.host.confinement.bubblewrap import Confinement, choose
-from apppot.host.hypervisor.base import Verdict
-from apppot.host.pot.layout import KERNEL_HINT, Kernel
+from apppot.host.confinement.sandbox import Confinement
+from apppot.host.doctor.buildtools import KERNEL_WORKS
+from apppot.host.doctor.facts import Facts
+from apppot.host.plan.confinement import choose
+from apppot.host.pot.layout import KERNEL_HINT
 
 NEEDS_SETPRIV = "apt-get install util-linux"
 # A guest page is one host mapping in the worst case, on a kernel without our patches.
 _PAGE = 4096
 _LITTLE_ROOM = 2 << 30
 _LANDLOCK_SCOPES = 6  # the first version that holds signals and abstract sockets
-_KERNEL_WORKS = "kernel build"
 
 
 class Mark(StrEnum):
@@ -44,49 +42,6 @@ class Check:
     mark: Mark
     reason: str
     remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A directory that could hold files of a run; `free` in bytes."""
-
-    path: str
-    kind: str  # the file system's type
-    free: int
-    allows_exec: bool
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything that the checks look at.  A problem is None where there is none."""
-
-    root: bool
-    hypervisor: Setting
-    verdicts: tuple[tuple[str, Verdict], ...]
-    kernel: Kernel | None
-    kernel_problem: str
-    stale_kernel: bool
-    x86_kernel: str | None  # release
-    x86_kernel_problem: str
-    stale_x86_kernel: bool
-    lpj: int | None
-    runtime: str | None
-    runtime_problem: str
-    stale_runtime: bool
-    capabilities: Capabilities
-    setpriv: bool
-    user_namespaces: str  # why they do not work; empty where they do
-    confine: Setting
-    memory: Setting
-    room: Memory
-    memory_place: tuple[str | None, str]  # without bubblewrap: (path, what to warn of)
-    shm: Place | None
-    run_place: Place | None
-    cpus: tuple[int, ...]
-    free_cpus: tuple[int, ...]
-    store: Place | None
-    images: tuple[str, ...]
-    missing_tools: tuple[tuple[str, tuple[str, ...], str], ...]  # (for what, tools, remedy)
 
 
 # -- checks: pure ----------------------------------------------------------------------------
@@ -350,7 +305,7 @@ def check_tools(facts: Facts) -> list[Check]:
         name = f"tools: {purpose}"
         if not tools:
             found.append(Check(name, Mark.OK, "all there"))
-        elif purpose == _KERNEL_WORKS and facts.kernel is not None and facts.kernel.tuned:
+        elif purpose == KERNEL_WORKS and facts.kernel is not None and facts.kernel.tuned:
             reason = f"without {', '.join(tools)}; the pot has its kernel already"
             found.append(Check(name, Mark.OK, reason))
         else:
@@ -397,201 +352,3 @@ def _split(problem: str) -> tuple[str, str]:
 
 
 # -- facts -----------------------------------------------------------------------------------
-
-
-def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ) -> Facts:
-    """Look at this machine for a guest with these settings.  Starts small tools, no guest."""
-    from apppot.host.capabilities import capabilities
-    from apppot.host.common import paths
-    from apppot.host.hypervisor.choice import probed
-    from apppot.host.pot.layout import lpj_for
-
-    able = capabilities.limited(
-        capabilities.probe(env, fresh=True),
-        settings["qemu_machine"].value,
-        settings["qemu_share"].value,
-    )
-    kernel, kernel_problem = _kernel(settings["kernel"].value)
-    runtime, runtime_problem = _runtime(settings["kernel"].value, kernel)
-    x86_kernel, x86_problem = _x86_kernel()
-    cpus = tuple(sorted(os.sched_getaffinity(0)))
-    return Facts(
-        root=os.getuid() == 0,
-        hypervisor=settings["hypervisor"],
-        verdicts=tuple((one.name, verdict) for one, verdict in probed(able)),
-        kernel=kernel,
-        kernel_problem=kernel_problem,
-        stale_kernel=settings["kernel"].value is None and kernel is not None and _stale("uml"),
-        x86_kernel=x86_kernel,
-        x86_kernel_problem=x86_problem,
-        stale_x86_kernel=x86_kernel is not None and _stale("x86_64"),
-        lpj=None if kernel is None else lpj_for(kernel),
-        runtime=runtime,
-        runtime_problem=runtime_problem,
-        stale_runtime=runtime is not None and _stale_runtime(),
-        capabilities=able,
-        setpriv=shutil.which("setpriv") is not None,
-        user_namespaces=_user_namespaces(),
-        confine=settings["confine"],
-        memory=settings["memory"],
-        room=capabilities.memory(),
-        memory_place=capabilities.memory_place(int(settings["memory"].value), env),
-        shm=_place("/dev/shm"),
-        run_place=_run_place(env),
-        cpus=cpus,
-        free_cpus=_free(cpus),
-        store=_place(_existing(paths.data_home(env))),
-        images=_images(),
-        missing_tools=_missing_tools(),
-    )
-
-
-def _kernel(wanted: str | None) -> tuple[Kernel | None, str]:
-    from apppot.host.common.errors import PotError
-    from apppot.host.pot.layout import find_kernel
-
-    try:
-        return find_kernel(kernel=wanted), ""
-    except PotError as error:
-        return None, str(error)
-
-
-def _x86_kernel() -> tuple[str | None, str]:
-    from apppot.host.common.errors import PotError
-    from apppot.host.pot.layout import find_x86_kernel
-
-    try:
-        return find_x86_kernel().release, ""
-    except PotError as error:
-        return None, str(error)
-
-
-def _runtime(wanted: str | None, kernel: Kernel | None) -> tuple[str | None, str]:
-    from apppot.host.common.errors import PotError
-    from apppot.host.pot.layout import BUILD_HINT, find_pot
-
-    try:
-        return find_pot(kernel=wanted).runtime, ""
-    except PotError as error:
-        # Without a kernel the error speaks of that, which has a check of its own.
-        known = kernel is not None
-        return None, str(error) if known else f"not looked for\n  remedy: {BUILD_HINT}"
-
-
-def _stale(name: str) -> bool:
-    """Whether the pot's kernel is known to come from another recipe than this tree's."""
-    from pathlib import Path
-
-    from apppot.host.common.errors import BuildError
-    from apppot.host.common.paths import pot_home
-    from apppot.host.pot import layout, recipes, store
-
-    entry = store.entry(Path(pot_home()), layout.KINDS[name])
-    try:
-        return entry is not None and entry.get("recipe") != recipes.load_kernel(name).digest
-    except BuildError:  # installed without recipes
-        return False
-
-
-def _stale_runtime() -> bool:
-    from apppot.host.pot.runtime import up_to_date
-
-    return up_to_date() is False
-
-
-def _user_namespaces() -> str:
-    from apppot.host.process.run import ToolError, run
-
-    try:
-        run(["unshare", "--user", "true"], timeout=20)
-    except ToolError as error:
-        return error.cause.splitlines()[-1].strip()
-    return ""
-
-
-def _place(path: str) -> Place | None:
-    """The directory `path` as a place for files; None where it is not one."""
-    if not (os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)):
-        return None
-    stat = os.statvfs(path)
-    allows_exec = not stat.f_flag & os.ST_NOEXEC
-    return Place(path, file_system(path), stat.f_bavail * stat.f_frsize, allows_exec)
-
-
-def _run_place(env: Mapping[str, str]) -> Place | None:
-    """The first place that a run directory can be made in, as the launcher chooses it."""
-    from apppot.host.process.rundir import candidates
-
-    found = (_place(path) for path in candidates(env))
-    return next((place for place in found if place is not None), None)
-
-
-def _existing(path: str) -> str:
-    """`path`, or the nearest directory above it that exists."""
-    while not os.path.isdir(path) and path != "/":
-        path = os.path.dirname(path)
-    return path
-
-
-def _free(cpus: tuple[int, ...]) -> tuple[int, ...]:
-    """Those CPUs that no guest holds."""
-    from apppot.host.process.cpus import hold
-
-    holds = [hold([cpu]) for cpu in cpus]
-    for held in holds:
-        if held is not None:
-            held.release()
-    return tuple(held.cpu for held in holds if held is not None)
-
-
-def _images() -> tuple[str, ...]:
-    from apppot.host.common.errors import ImageError
-    from apppot.host.images import store
-
-    try:
-        rows = store.list_images()
-    except ImageError:
-        return ()
-    return tuple(sorted({f"{r.name}:{r.version}" for _, r in rows if r.version}))
-
-
-IMAGE_TOOLS = {
-    "mmdebstrap": "mmdebstrap",
-    "sqfstar": "squashfs-tools",
-    "unsquashfs": "squashfs-tools",
-    "setpriv": "util-linux",
-    "unshare": "util-linux",
-    "apt-get": "apt",
-}
-RUNTIME_TOOLS = {"apt-get": "apt", "dpkg-deb": "dpkg", "gcc": "gcc"}
-
-
-def _missing_tools() -> tuple[tuple[str, tuple[str, ...], str], ...]:
-    images = dict(IMAGE_TOOLS)
-    if os.getuid() != 0:
-        images["newuidmap"] = "uidmap"
-    return (
-        *_kernel_tools(),
-        ("runtime build", *_missing(RUNTIME_TOOLS)),
-        ("image build", *_missing(images)),
-    )
-
-
-def _kernel_tools() -> list[tuple[str, tuple[str, ...], str]]:
-    """What the kernel's recipe names; nothing where the recipes are not installed."""
-    from apppot.host.common.errors import BuildError
-    from apppot.host.pot.recipes import load_kernel
-
-    try:
-        recipe = load_kernel()
-    except BuildError:
-        return []
-    missing = tuple(tool for tool in recipe.tools if shutil.which(tool) is None)
-    remedy = f"apt-get install {recipe.packages}, or bring a pot with `apppot pot import FILE.tar`"
-    return [(_KERNEL_WORKS, missing, remedy)]
-
-
-def _missing(tools: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    missing = tuple(tool for tool in tools if shutil.which(tool) is None)
-    packages = " ".join(sorted({tools[tool] for tool in missing}))
-    return missing, f"apt-get install {packages}"

@@ -6,23 +6,11 @@ Frozen and pure: the same request on the same capabilities gives the same plan; 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from apppot.guest.protocol.job import Job
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A host path that the virtual machine may use, under a short name in its view.
-
-    The view is a directory of names without odd characters: hypervisors split paths at commas
-    and colons.
-    """
-
-    name: str
-    source: str
-    writable: bool = False
-    masked: tuple[str, ...] = ()  # directories below it that stay empty (relative paths)
+from apppot.host.confinement.sandbox import Shown
 
 
 @dataclass(frozen=True)
@@ -71,3 +59,25 @@ class LaunchPlan:
     copied: str | None = None  # directory whose files the guest gets a copy of, on the config drive
     inputs: tuple[str, ...] = ()  # patterns of those that it gets; none: all
     returned: str | None = None  # directory that gets what comes back; None: nothing does
+
+
+def place_paths(job: Job, view: str) -> None:
+    """Turn the view names in `job` into paths as the hypervisor's process sees them.
+
+    Where directories are shared by tag, their names are the tags.
+    """
+    if job.share != "hostfs":
+        return
+
+    def placed(name: bytes) -> bytes:
+        return os.fsencode(view) + b"/" + name
+
+    for layer in job.layers:
+        if layer.fstype == "hostfs":
+            layer.source = placed(layer.source)
+    for mount in job.mounts:
+        mount.source = placed(mount.source)
+    for entry in ("job_dir", "exchange", "modules"):
+        name = getattr(job, entry)
+        if name is not None:
+            setattr(job, entry, placed(name))

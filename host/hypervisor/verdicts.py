@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from apppot.host.capabilities.capabilities import boot_id
+from apppot.host.common.host import boot_id
 from apppot.host.common.paths import cache_home
 from apppot.host.pot.state import read_json, write_json
 

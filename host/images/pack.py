@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from apppot.host.common.errors import ApppotError, BuildError
+from apppot.host.common.files import write_all
 from apppot.host.common.text import printable
 from apppot.host.process import run
 
@@ -85,21 +86,6 @@ class Packer:
         finally:
             # Whoever still writes gets EPIPE instead of waiting for a reader for ever.
             os.close(self._reader)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data` into a pipe or file."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
-    """Write all of `data` into a file at `offset`."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def stream(descriptor: int, read: Callable[[int], bytes], chunk: int = 1 << 20) -> None:

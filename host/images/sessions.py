@@ -101,24 +101,13 @@ def get(name: str) -> Session:
     return found
 
 
-def image_of(session: Session) -> str:
-    """What names its image: the name that it began with, or the digest where that moved on."""
-    from apppot.host.images import store
-
-    digest = session.base.partition("+")[0]
-    named = store.find(session.image)
-    if named is not None and named[1].digest != digest and store.find(digest) is not None:
-        return digest
-    return session.image
-
-
 def list_sessions() -> list[Session]:
     """All sessions, by name; a damaged one has no image."""
-    found = [_find_any(name) for name in sorted(_listdir()) if not name.startswith(".")]
+    found = [_find_any(name) for name in sorted(listdir()) if not name.startswith(".")]
     return [session for session in found if session is not None]
 
 
-def _listdir() -> list[str]:
+def listdir() -> list[str]:
     try:
         return os.listdir(home())
     except FileNotFoundError:
@@ -212,7 +201,7 @@ def _passing(name: str) -> str:
 
 def _sweep() -> None:
     """Remove what processes of this host that were killed have left half made or half deleted."""
-    for entry in _listdir():
+    for entry in listdir():
         place, _, pid = entry.rpartition(".")
         own = entry.startswith(".") and place.endswith(f".{os.uname().nodename}")
         if own and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):

@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.progress import Progress
 from apppot.host.images import store as images
-from apppot.host.images.store import LATEST, Record
+from apppot.host.images.record import LATEST, Record, check_name, valid_name
+from apppot.host.images.resolve import find, resolve
+from apppot.host.images.workspace import abandoned, locked, user_store, workspace
 
 CHUNK = 1 << 20
 BLOCK = 512
@@ -46,8 +48,8 @@ def remove(references: Sequence[str]) -> Removed:
     The file goes with its last name.  Raises ImageError for what is not there, before anything
     is removed.
     """
-    store = images.user_store()
-    with images.locked(store, exclusive=True):
+    store = user_store()
+    with locked(store, exclusive=True):
         pairs = [pair for reference in references for pair in _find(store, reference)]
         digests = {digest for _, _, digest in pairs}
         names = dict.fromkeys((name, version) for name, version, _ in pairs if name)
@@ -61,11 +63,11 @@ def remove(references: Sequence[str]) -> Removed:
 def _find(store: str, reference: str) -> list[tuple[str, str, str]]:
     """(name, version, digest) of all that `reference` means; name "" where it has none."""
     name, _, version = reference.partition(":")
-    there = images.versions(store, name) if images.valid_name(name) else []
+    there = images.versions(store, name) if valid_name(name) else []
     if there:
         chosen = _chosen(store, name, version, there)
         return [(name, word, _digest_of(store, name, word)) for word in chosen]
-    image = images.resolve(reference)
+    image = resolve(reference)
     if image.digest is None or not image.path.startswith(store):
         raise ImageError(f"{reference!r} is not in your store", "apppot image list")
     pairs = images.names_of(store, image.digest)
@@ -188,13 +190,13 @@ def disk_size(path: str) -> int:
 
 def prune() -> Removed:
     """Remove what has no name any more, and what crashes have left; not what is in use."""
-    store = images.user_store()
-    with images.locked(store, exclusive=True):
+    store = user_store()
+    with locked(store, exclusive=True):
         named = {record.digest for _, record in _named(store)}
-        bare = [digest for digest in _digests(store) if digest not in named]
+        bare = [digest for digest in digests_in(store) if digest not in named]
         done = [_remove_content(store, digest) for digest in bare]
         done += [_remove_file(path) for path in _leftovers(store)]
-        done += [_remove_workspace(path) for path in images.abandoned(0.0)]
+        done += [_remove_workspace(path) for path in abandoned(0.0)]
     freed, kept = _summed(done)
     return Removed((), freed, kept)
 
@@ -203,7 +205,7 @@ def _named(store: str) -> list[tuple[str, Record]]:
     return [row for row in images.list_images() if row[0] == store and row[1].version]
 
 
-def _digests(store: str) -> list[str]:
+def digests_in(store: str) -> list[str]:
     names = _entries(os.path.join(store, "records"))
     return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
@@ -217,7 +219,7 @@ def _entries(folder: str) -> list[str]:
 
 def _leftovers(store: str) -> Iterator[str]:
     """Files without a record, notes of builds whose image is gone, half-written files."""
-    known = set(_digests(store))
+    known = set(digests_in(store))
     for name in _entries(os.path.join(store, "blobs")):
         if name.partition(".")[0] not in known:
             yield os.path.join(store, "blobs", name)
@@ -261,7 +263,7 @@ def verify(references: Sequence[str]) -> list[tuple[str, str]]:
 def _to_verify(references: Sequence[str]) -> Iterator[tuple[str, str, Record]]:
     if references:
         for reference in references:
-            image = images.find(reference)
+            image = find(reference)
             if image is None:
                 raise ImageError(f"{reference!r} is not in a store", "apppot image list")
             yield reference, *image
@@ -294,20 +296,20 @@ def tag(reference: str, name: str, *, force: bool = False) -> Record:
 
     Raises ImageError where the name is another image's and `force` does not move it.
     """
-    image = images.resolve(reference)
+    image = resolve(reference)
     if image.record is None:
         raise UsageError(f"{reference!r} is a file", "apppot image import puts it into the store")
     label, _, version = name.partition(":")
     record = replace(image.record, name=label, version=version or image.record.version)
-    images.check_name(record.name, record.version)
-    store = images.user_store()
+    check_name(record.name, record.version)
+    store = user_store()
     if image.path.startswith(os.path.join(store, "")):
-        with images.locked(store):
+        with locked(store):
             if not force:
                 images.check_free(store, record.name, record.version, record.digest)
             images.write_name(store, record)
         return record
-    with images.workspace() as folder:
+    with workspace() as folder:
         copy = os.path.join(folder, "image")
         shutil.copyfile(image.path, copy)
         return images.add(copy, record, move=force)

@@ -6,8 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from apppot.host.confinement.bubblewrap import TEMPORARY, VIEW, Sandbox
-from apppot.host.hypervisor.launchplan import Shown
+from apppot.host.confinement.sandbox import TEMPORARY, VIEW, Sandbox, Shown
 from apppot.host.process.spawn import Child, spawn
 
 KIND = "virtiofs"

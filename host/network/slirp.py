@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from apppot.host.common.errors import HypervisorError
-from apppot.host.confinement.bubblewrap import Sandbox
+from apppot.host.confinement.sandbox import Sandbox
 from apppot.host.process.spawn import Child, spawn
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterable
 
 from apppot.host.common.errors import HypervisorError
-from apppot.host.confinement.bubblewrap import Sandbox
+from apppot.host.confinement.sandbox import Sandbox
 from apppot.host.network import filter
 from apppot.host.process.spawn import Child, spawn
 

@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 
-from apppot.host.images import sessions, store
+from apppot.host.images import sessions
 from apppot.host.images.probe import ImageFormat
+from apppot.host.images.resolve import resolve
 
 _LONGEST = 80
 _WRITTEN = (ImageFormat.EXT4, ImageFormat.RAW)
@@ -25,7 +26,7 @@ def session_for(reference: str) -> str | None:
     """
     if reference == "host":
         return None
-    image = store.resolve(reference)
+    image = resolve(reference)
     if image.record is not None:
         return _free(image.record.name, image.record.name)
     if image.format not in _WRITTEN or not os.access(image.path, os.W_OK):

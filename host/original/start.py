@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 from apppot.host import cli
+from apppot.host.commands.parser import Parser, nearest
+from apppot.host.commands.table import version
 from apppot.host.common.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def _option(options: Options, word: str, left: list[str]) -> None:
     elif word in ("--version", "-V"):
         options.show = "version"
     else:
-        near = cli.nearest(name, [*_WITH_VALUE, *_ALONE])
+        near = nearest(name, [*_WITH_VALUE, *_ALONE])
         raise UsageError(f"unknown option {name}{near}", f"see `{PROGRAM} --help`")
 
 
@@ -141,7 +143,7 @@ def dispatch(words: Sequence[str]) -> int:
         sys.stdout.write(USAGE)
         return 0
     if options.show == "version":
-        print(f"{PROGRAM} {cli.version()}")
+        print(f"{PROGRAM} {version()}")
         return 0
     image = options.image or os.environ.get("APPPOT_IMAGE") or DEFAULT_IMAGE
     pair = split_pair(image)
@@ -233,7 +235,7 @@ def _arguments(options: Options) -> argparse.Namespace:
     """The arguments of an `apppot run` with these options."""
     from apppot.host.commands import run
 
-    parser = cli.Parser(prog=PROGRAM, allow_abbrev=False)
+    parser = Parser(prog=PROGRAM, allow_abbrev=False)
     run.configure(parser)
     # Behind an image that is replaced later, nothing is taken for an option.
     args = parser.parse_args(["-", "--", *options.command])

@@ -15,7 +15,7 @@ from apppot.host.common.errors import Unsuited, UsageError
 
 if TYPE_CHECKING:
     from apppot.host.config.settings import Setting
-    from apppot.host.plan.planner import Ground, Request
+    from apppot.host.plan.request import Ground, Request
 
 _MOST_FOLLOWED = 32
 

@@ -4,137 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from apppot.guest.protocol.job import HOME, JOB_DIR, SEARCH_PATH, Job, Layer, Mount, Network
-from apppot.host.capabilities.capabilities import Memory
 from apppot.host.common.errors import Unsuited, UsageError
 from apppot.host.config.caller import Caller
 from apppot.host.config.settings import Setting
-from apppot.host.hypervisor.base import Hypervisor
-from apppot.host.hypervisor.launchplan import Disk, KernelChoice, LaunchPlan, Shown
-from apppot.host.images.store import Image, Record
+from apppot.host.confinement.sandbox import Shown
+from apppot.host.hypervisor.launchplan import Disk, KernelChoice, LaunchPlan
+from apppot.host.images.record import Image, Record
+from apppot.host.plan.inherited import hidden_of_host, kept_environment
 from apppot.host.plan.jobfiles import plan_files
-
-HOST_IMAGE = "host"
-
-# Of the host's root, what the image `host` leaves out: what belongs to this host's run, and homes.
-HOST_HIDDEN = ("proc", "sys", "dev", "run", "tmp", "var/tmp", "home", "root", "mnt", "media")
-
-
-# Below these lie no homes of all users, though one user's may.
-_SYSTEM = ("", "opt", "usr", "var", "srv", "etc")
-
-
-def hidden_of_host(env: Mapping[bytes, bytes]) -> tuple[str, ...]:
-    """What the image `host` hides for a caller, as paths below the root: with the usual, his home.
-
-    Where homes lie elsewhere, the directory that holds his is taken for the one of all homes.
-    """
-    home = os.path.normpath(os.fsdecode(env.get(b"HOME", b"/"))).lstrip("/")
-    place = os.path.dirname(home)
-    if place.split("/")[0] in _SYSTEM:
-        place = home
-    if not place or any(place == path or place.startswith(f"{path}/") for path in HOST_HIDDEN):
-        return HOST_HIDDEN
-    return (*HOST_HIDDEN, place)
-
-
-# Of the caller's environment, what makes no sense in the guest: paths and sockets of the host.
-_DROPPED = frozenset(
-    b"HOME PATH USER LOGNAME SHELL PWD OLDPWD SHLVL _ MAIL HOSTNAME TMPDIR TMP TEMP DISPLAY "
-    b"WAYLAND_DISPLAY XAUTHORITY DBUS_SESSION_BUS_ADDRESS LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME "
-    b"PYTHONPATH VIRTUAL_ENV CONDA_PREFIX PERL5LIB MANPATH INVOCATION_ID JOURNAL_STREAM".split()
-)
-_DROPPED_PREFIXES = (b"XDG_", b"SSH_", b"APPPOT_", b"BASH_FUNC_", b"GPG_", b"PYENV", b"CONDA_")
+from apppot.host.plan.request import Bind, Ground, Request
 
 _LEAST_MEMORY = 64 << 20
-
-
-@dataclass(frozen=True)
-class Bind:
-    """A host path that the guest shows at `target`."""
-
-    source: str
-    target: str
-    read_only: bool
-    is_file: bool
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, beside the settings."""
-
-    image: Image | None  # None: the host's own root
-    argv: tuple[bytes, ...]
-    changes: tuple[Image, ...] = ()
-    binds: tuple[Bind, ...] = ()
-    env: Mapping[bytes, bytes] | None = None
-    workdir: str | None = None
-    tty: bool = False
-    read_stdin: bool = True
-    forwards: tuple[tuple[int, int], ...] = ()
-    run_scripts: bool = False
-    entrypoint: tuple[str, ...] | None = None  # instead of the image's
-    in_pot: bool = False  # the command is the pot's own program
-    session_disk: str | None = None  # the writable layer, kept from run to run
-    shell: bool = False  # a login shell, whatever the image's default command
-    # UML copy-on-write file, its backing image, and where the file system starts in that (bytes)
-    cow: tuple[str, str, int] | None = None
-    extra: tuple[str, ...] = ()  # more words for the kernel's command line
-    inputs: tuple[str, ...] = ()  # patterns of what a copy of the job directory has
-    outputs: tuple[str, ...] = ()  # patterns of what comes back at the end
-    follow: tuple[str, ...] = ()  # files that come back while they grow
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What the plan stands on, found out before: kernel, runtime, tools, terminal size."""
-
-    hypervisor: Hypervisor
-    kernel: KernelChoice
-    modules: str | None
-    runtime: str
-    slirp: str | None
-    rows: int
-    columns: int
-    job_directory: str | None  # absolute, None: no job directory
-    confine: str  # the wish, see `confinement_wish`
-    room: Memory  # of the host
-    user_network: bool  # QEMU's, for hypervisors that take a descriptor
-    mapped: bool  # in a user namespace, where other users' and groups' ids do not show
-    hello_seconds: float = 60.0  # how long to wait for a sign of life
-
-
-def kept_environment(env: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The part of the caller's environment that the payload inherits."""
-    return {
-        name: value
-        for name, value in env.items()
-        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
-    }
-
-
-def confinement_wish(
-    wish: str, hypervisor: Hypervisor, *, host_image: bool, uid: int, landlock: int
-) -> str:
-    """The confinement to ask for.  Raises Unsuited where a hypervisor cannot have it.
-
-    In an ordinary user's namespace all that is not his own shows as nobody's.  For the host's
-    root that would be wrong nearly everywhere, so Landlock goes first there.
-    """
-    if not hypervisor.confinable:
-        if wish not in ("auto", "off"):
-            raise Unsuited(
-                f"--confine {wish}: the processes of {hypervisor.name} are the administrator's, "
-                "nothing holds them",
-                "leave it at auto, or use another hypervisor",
-            )
-        return "off"
-    if wish == "auto" and host_image and uid != 0 and landlock:
-        return "landlock"
-    return wish
 
 
 def make_plan(
@@ -412,25 +295,3 @@ def _search_path(request: Request, caller: Caller) -> bytes:
     if request.image is None and request.cow is None and b"PATH" in caller.env:
         return caller.env[b"PATH"]
     return SEARCH_PATH.encode()
-
-
-def place_paths(job: Job, view: str) -> None:
-    """Turn the view names in `job` into paths as the hypervisor's process sees them.
-
-    Where directories are shared by tag, their names are the tags.
-    """
-    if job.share != "hostfs":
-        return
-
-    def placed(name: bytes) -> bytes:
-        return os.fsencode(view) + b"/" + name
-
-    for layer in job.layers:
-        if layer.fstype == "hostfs":
-            layer.source = placed(layer.source)
-    for mount in job.mounts:
-        mount.source = placed(mount.source)
-    for field in ("job_dir", "exchange", "modules"):
-        name = getattr(job, field)
-        if name is not None:
-            setattr(job, field, placed(name))

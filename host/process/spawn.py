@@ -185,3 +185,19 @@ def _keep_only(keep: Iterable[int], failed: int) -> None:
         start = fd + 1
         os.set_inheritable(fd, fd != failed)
     os.closerange(start, _OPEN_MAX)
+
+
+def any_stopped(pid: int) -> bool:
+    """Whether the process or one of its descendants is stopped (state T)."""
+    pids = [pid]
+    while pids:
+        current = pids.pop()
+        try:
+            with open(f"/proc/{current}/stat", encoding="utf-8", errors="replace") as text:
+                if text.read().rpartition(")")[2].split()[0] == "T":
+                    return True
+            with open(f"/proc/{current}/task/{current}/children", encoding="ascii") as text:
+                pids += [int(word) for word in text.read().split()]
+        except OSError:
+            continue
+    return False

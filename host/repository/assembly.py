@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from itertools import accumulate
 
-from apppot.host.images import pack
+from apppot.host.common.files import pwrite_all
 from apppot.host.repository.model import Chunk, ChunkMap
 
 FLUSH_SECONDS = 0.1
@@ -94,7 +94,7 @@ class Assembly:
             self._writers += 1
         try:
             for number in () if hole else numbers:
-                pack.pwrite_all(self._file, data, self._starts[number])
+                pwrite_all(self._file, data, self._starts[number])
         finally:
             with self._changed:
                 self._writers -= 1

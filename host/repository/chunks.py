@@ -17,6 +17,7 @@ from apppot.host.common import paths
 from apppot.host.common.errors import RepositoryError
 from apppot.host.common.files import write_atomic
 from apppot.host.images import store
+from apppot.host.images.record import Record
 
 # Measured on a Debian 12 image with OpenSSL updated: 16 KiB re-fetches 8.1 %, 32 KiB 9.2 %,
 # 64 KiB 12.2 % of the image; each halving doubles maps and work per byte.
@@ -102,7 +103,7 @@ def local_chunks(name: str, parent: str, size: int) -> Local:
     return local
 
 
-def _candidates(name: str, parent: str) -> list[tuple[str, store.Record]]:
+def _candidates(name: str, parent: str) -> list[tuple[str, Record]]:
     unique = {record.digest: (place, record) for place, record in store.list_images()}
     rows = sorted(unique.values(), key=lambda row: row[1].created, reverse=True)
     return sorted(rows, key=lambda row: (row[1].name != name, row[1].digest != parent))

@@ -243,7 +243,7 @@ class Signature:
 
 def read_signature(data: bytes) -> Signature:
     """Parse a signature file; proves nothing yet.  Raises RepositoryError."""
-    from apppot.host.images.store import is_digest
+    from apppot.host.images.record import is_digest
 
     try:
         raw = json.loads(data)

@@ -14,8 +14,8 @@ from enum import StrEnum
 from typing import Any
 
 from apppot.host.common.errors import RepositoryError
-from apppot.host.images import store
 from apppot.host.images.probe import ImageFormat
+from apppot.host.images.record import HEX, LATEST, Record, valid_name, valid_version
 
 SCHEMA = 1
 INDEX = "index.json"
@@ -74,11 +74,11 @@ class Entry:
     workdir: str = ""
     user: str = ""
 
-    def record(self) -> store.Record:
+    def record(self) -> Record:
         """The store's record of this image."""
-        names = store.Record.__dataclass_fields__.keys() & Entry.__dataclass_fields__.keys()
+        names = Record.__dataclass_fields__.keys() & Entry.__dataclass_fields__.keys()
         values = {name: getattr(self, name) for name in names}
-        return store.Record(**{**values, "format": str(self.format)})
+        return Record(**{**values, "format": str(self.format)})
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Index:
     def find(self, name: str, version: str) -> Entry | None:
         """The entry of name:version; for "latest" the one that was published last."""
         found = [entry for entry in self.entries if entry.name == name]
-        if version != store.LATEST:
+        if version != LATEST:
             found = [entry for entry in found if entry.version == version]
         return max(found, key=lambda e: (e.since, e.created, e.version), default=None)
 
@@ -206,7 +206,7 @@ def _text(value: Any, what: str, limit: int = MAX_TEXT) -> str:
 
 def _hex(value: Any, what: str, digits: int = 64) -> str:
     _require(isinstance(value, str) and len(value) == digits, what)
-    _require(store.HEX.issuperset(value), what)
+    _require(HEX.issuperset(value), what)
     return str(value)
 
 
@@ -218,8 +218,8 @@ def _line(value: Any, what: str) -> str:
 def _entry(raw: Any) -> Entry:
     _require(isinstance(raw, dict), "entries")
     name, version = _text(raw["name"], "name"), _text(raw["version"], "version")
-    _require(store.valid_name(name), "name")
-    _require(store.valid_version(version) and version != store.LATEST, "version")
+    _require(valid_name(name), "name")
+    _require(valid_version(version) and version != LATEST, "version")
     form = ImageFormat(_text(raw["format"], "format"))
     _require(form in FORMATS, "format")
     chunk_map = raw["map"]

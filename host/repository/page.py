@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from html import escape
 
-from apppot.host.commands.image import human as human_size
+from apppot.host.common.units import human as human_size
 from apppot.host.repository.model import Entry, Index, Kind
 
 _HEAD = """<!DOCTYPE html>

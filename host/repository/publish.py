@@ -32,6 +32,15 @@ from apppot.host.images import store
 from apppot.host.images.changes import record as changes
 from apppot.host.images.importing import importer
 from apppot.host.images.probe import ImageFormat, probe
+from apppot.host.images.record import (
+    LATEST,
+    Record,
+    check_name,
+    is_digest,
+    split_reference,
+    valid_name,
+)
+from apppot.host.images.resolve import resolve
 from apppot.host.repository import chunks, files, keys, page
 from apppot.host.repository.model import (
     FORMATS,
@@ -350,7 +359,7 @@ def _blobs(folder: str, kind: str) -> list[tuple[str, str]]:
     """(path, digest) of all files of one kind."""
     found = []
     for base, _, names in os.walk(os.path.join(folder, kind)):
-        found += [(os.path.join(base, name), name) for name in names if store.is_digest(name)]
+        found += [(os.path.join(base, name), name) for name in names if is_digest(name)]
     return sorted(found)
 
 
@@ -358,7 +367,7 @@ def _blobs(folder: str, kind: str) -> list[tuple[str, str]]:
 
 
 def _image_entry(reference: str, wish: Wish, writer: Writer) -> Entry:
-    image = store.resolve(reference)
+    image = resolve(reference)
     if image.record is None or image.digest is None:
         raise ImageError(
             f"{reference!r} is a file outside the store",
@@ -373,11 +382,11 @@ def _image_entry(reference: str, wish: Wish, writer: Writer) -> Entry:
     return replace(entry, description=wish.description) if wish.description else entry
 
 
-def _asked(reference: str, record: store.Record) -> tuple[str, str]:
-    name, version = store.split_reference(reference)
-    if not store.valid_name(name) or record.digest.startswith(name):
+def _asked(reference: str, record: Record) -> tuple[str, str]:
+    name, version = split_reference(reference)
+    if not valid_name(name) or record.digest.startswith(name):
         return record.name, record.version
-    if version != store.LATEST:
+    if version != LATEST:
         return name, version
     same = [
         r.version for _, r in store.list_images() if (r.name, r.digest) == (name, record.digest)
@@ -385,8 +394,8 @@ def _asked(reference: str, record: store.Record) -> tuple[str, str]:
     return name, record.version if record.version in same or not same else same[-1]
 
 
-def _entry_of(record: store.Record, kind: Kind, form: ImageFormat, chunk_map: Blob) -> Entry:
-    shared = store.Record.__dataclass_fields__.keys() & Entry.__dataclass_fields__.keys()
+def _entry_of(record: Record, kind: Kind, form: ImageFormat, chunk_map: Blob) -> Entry:
+    shared = Record.__dataclass_fields__.keys() & Entry.__dataclass_fields__.keys()
     values = {name: getattr(record, name) for name in shared if name != "format"}
     return Entry(**values, kind=kind, format=form, map=chunk_map)
 
@@ -405,11 +414,11 @@ def _changes_entry(text: str, wish: Wish, writer: Writer) -> Entry:
     name, _, version = (label or importer.default_name(path)).partition(":")
     if not re.fullmatch(r"[^/\s]+", name):
         raise UsageError(f"{text!r} names no changes", "--changes [NAME[:VERSION]=]FILE")
-    store.check_name(name, version or "1")
+    check_name(name, version or "1")
     digest = file_digest(path)
     said = changes.read(path)
     text = f"changes to {printable(said.image)}" if said else "changes"
-    record = store.Record(
+    record = Record(
         digest=digest,
         name=name,
         version=version or "1",
@@ -417,7 +426,7 @@ def _changes_entry(text: str, wish: Wish, writer: Writer) -> Entry:
         size=probed.size,
         created=_file_time(path),
         description=wish.description or text,
-        parent=said.base if said and store.is_digest(said.base) else "",
+        parent=said.base if said and is_digest(said.base) else "",
     )
     chunk_map = writer.add(path, digest, f"{name}:{record.version}")
     return _entry_of(record, Kind.CHANGES, probed.format, chunk_map)

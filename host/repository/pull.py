@@ -24,6 +24,15 @@ from apppot.host.common.files import PARTIAL
 from apppot.host.common.progress import Progress
 from apppot.host.images import store
 from apppot.host.images.probe import probe, require_bootable
+from apppot.host.images.record import (
+    LATEST,
+    Record,
+    is_digest,
+    split_reference,
+    valid_name,
+    valid_version,
+)
+from apppot.host.images.workspace import user_store
 from apppot.host.repository import catalogue, chunks, files, keys
 from apppot.host.repository.assembly import Assembly
 from apppot.host.repository.model import (
@@ -63,7 +72,7 @@ class Pulled:
     """What a pull did: the image's record and file, the bytes that came over the network, and
     whether it was there before."""
 
-    record: store.Record
+    record: Record
     path: str
     fetched: int = 0
     present: bool = False
@@ -72,8 +81,8 @@ class Pulled:
 def parse(reference: str, urls: Sequence[str]) -> Wish:
     """[URL/]NAME[:VERSION]; a URL in the reference goes before `urls`.  Raises UsageError."""
     base, slash, word = reference.rpartition("/")
-    name, version = store.split_reference(word)
-    if not store.valid_name(name) or not store.valid_version(version):
+    name, version = split_reference(word)
+    if not valid_name(name) or not valid_version(version):
         raise UsageError(f"{reference[:200]!r} is not [URL/]NAME[:VERSION]", "apppot pull --help")
     wanted = [base, *urls] if slash else [*urls]
     if not wanted:
@@ -97,7 +106,7 @@ def pull(wish: Wish) -> Pulled:
         present = _present(entry)
         if present is not None:
             return present
-        place = os.path.join(store.user_store(), "pulls", entry.digest)
+        place = os.path.join(user_store(), "pulls", entry.digest)
         notice = f"another process is fetching {entry.name}:{entry.version}; waiting for it"
         started = time.time()
         with files.locked(f"{place}.lock", notice) as waited:
@@ -110,7 +119,7 @@ def pull(wish: Wish) -> Pulled:
             _sweep(os.path.dirname(place), time.time() - STALE_SECONDS)
             return done
     except OSError as error:
-        raise _failure(error, store.user_store()) from None
+        raise _failure(error, user_store()) from None
     finally:
         web.close()
 
@@ -167,7 +176,7 @@ def _warn(failures: Sequence[RepositoryError]) -> None:
 def _not_there(wish: Wish, names: set[str]) -> RepositoryError:
     import difflib
 
-    reference = wish.name if wish.version == store.LATEST else f"{wish.name}:{wish.version}"
+    reference = wish.name if wish.version == LATEST else f"{wish.name}:{wish.version}"
     words = names | {name.partition(":")[0] for name in names}
     near = difflib.get_close_matches(reference, sorted(words), 3, 0.5) or sorted(names)[:8]
     hint = f"there are: {', '.join(near)}" if near else "it has no images at all"
@@ -181,7 +190,7 @@ def _present(entry: Entry) -> Pulled | None:
         path = store.blob_path(place, record) if record is not None else ""
         if record is None or not _whole(path, entry.size):
             continue
-        if place == store.user_store():
+        if place == user_store():
             _tag(place, entry)
             return Pulled(record, path, 0, True)
         if _names(entry, place):
@@ -207,7 +216,7 @@ def _names(entry: Entry, place: str) -> bool:
 
 def _tag(place: str, entry: Entry) -> None:
     # Only where it changes something: a thousand jobs at once pull what is there.
-    for word in (entry.version, store.LATEST):
+    for word in (entry.version, LATEST):
         path = os.path.join(place, "names", entry.name, f"{word}.json")
         if files.read_state(path).get("digest") != entry.digest:
             store.tag(place, entry.name, entry.version, entry.digest)
@@ -253,10 +262,10 @@ def _fetch(entry: Entry, mirrors: Mirrors, place: str) -> Pulled:
         )
     record = _keep(path, place, entry)
     chunks.write_rows(entry.digest, [(chunk.digest, chunk.length) for chunk in chunk_map.chunks])
-    return Pulled(record, store.blob_path(store.user_store(), record), fetched)
+    return Pulled(record, store.blob_path(user_store(), record), fetched)
 
 
-def _keep(path: str, place: str, entry: Entry) -> store.Record:
+def _keep(path: str, place: str, entry: Entry) -> Record:
     """Into the store, if it is what it claims to be."""
     try:
         probed = probe(path)
@@ -305,7 +314,7 @@ def _sweep(folder: str, before: float) -> None:
 
     for name in os.listdir(folder):
         place = os.path.join(folder, name)
-        if not store.is_digest(name) or os.stat(place).st_mtime > before:
+        if not is_digest(name) or os.stat(place).st_mtime > before:
             continue
         lock = os.open(f"{place}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -450,7 +459,7 @@ class _Download:
         try:
             self._assembly.put(chunk.digest, data)
         except OSError as error:  # the disk's fault, which no other mirror would cure
-            raise _failure(error, store.user_store()) from None
+            raise _failure(error, user_store()) from None
         with self._lock:
             self._fetched += chunk.stored
 

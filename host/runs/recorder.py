@@ -11,36 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from apppot.host.capabilities.capabilities import boot_id
 from apppot.host.common.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ApppotError
-from apppot.host.common.paths import state_home
+from apppot.host.common.host import boot_id
 from apppot.host.common.units import timestamp
-
-VERSION = 1
-MESSAGE_BYTES = 4096  # of one message on a control socket
-SOCKET = "control"
-RECORD = "record.json"
-
-
-def home() -> str:
-    """Where the records lie that stay."""
-    return os.path.join(state_home(), "runs")
-
-
-def process_start(pid: int) -> int | None:
-    """When the process started, in ticks since the host's boot; None when it does not live."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as text:
-            fields = text.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
+from apppot.host.runs.records import SOCKET, home, process_start, write
 
 
 class Book:
@@ -128,18 +107,6 @@ class Book:
             if not self._kept:
                 return  # a full run directory must not end a job
             raise ApppotError(f"the run cannot be recorded: {error}") from error
-
-
-def write(folder: str, values: dict[str, Any], durable: bool) -> None:
-    """Write a record, whole or not at all; a durable one survives a crash of the host."""
-    path = os.path.join(folder, RECORD)
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(json.dumps({"version": VERSION, **values}).encode())
-        file.flush()
-        if durable:
-            os.fsync(fd)
-    os.rename(f"{path}.new", path)
 
 
 def status_of(error: BaseException) -> int:

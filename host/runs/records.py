@@ -6,19 +6,15 @@ import contextlib
 import json
 import os
 import socket
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Any
 
-from apppot.host.capabilities.capabilities import boot_id
 from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.common.host import boot_id
+from apppot.host.common.paths import state_home
 from apppot.host.process.rundir import candidates
-from apppot.host.runs.recorder import RECORD, SOCKET, VERSION, home, process_start
-
-if TYPE_CHECKING:
-    from apppot.guest.protocol.job import Job
 
 _KEPT = 100  # records of runs that have ended
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
@@ -70,57 +66,6 @@ class Record:
     def log(self, stream: str) -> str:
         """The file with what a detached run wrote to `stdout` or `stderr`."""
         return os.path.join(self.folder, f"{stream}.log")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a client asks to be started in a running guest; None: as the payload has it."""
-
-    argv: tuple[bytes, ...]
-    env: dict[bytes, bytes]
-    cwd: bytes | None = None
-    user: str | None = None
-    tty: bool = False
-    read_stdin: bool = True
-    rows: int = 24
-    columns: int = 80
-
-    def dump(self) -> bytes:
-        """As JSON; what may hold any bytes is base64."""
-        value = asdict(self)
-        value["argv"] = [_text(word) for word in self.argv]
-        value["env"] = [[_text(name), _text(word)] for name, word in self.env.items()]
-        value["cwd"] = None if self.cwd is None else _text(self.cwd)
-        return json.dumps(value).encode()
-
-    @classmethod
-    def load(cls, data: bytes) -> Request:
-        """The request that `dump` wrote.  Raises ValueError, TypeError or KeyError."""
-        value = json.loads(data)
-        value["argv"] = tuple(a2b_base64(word) for word in value["argv"])
-        value["env"] = {a2b_base64(name): a2b_base64(word) for name, word in value["env"]}
-        value["cwd"] = None if value["cwd"] is None else a2b_base64(value["cwd"])
-        return cls(**value)
-
-    def job(self, payload: Job) -> Job:
-        """The description of a process beside `payload`, without what only a boot needs."""
-        from apppot.guest.protocol.job import HOME, JOB_DIR, Job
-
-        job = Job.load(payload.dump())
-        job.layers, job.mounts, job.network, job.localtime = [], [], None, None
-        job.argv, job.env = list(self.argv), {**job.env, **self.env}
-        job.tty, job.rows, job.columns, job.closed = self.tty, self.rows, self.columns, []
-        if self.tty:
-            job.env.setdefault(b"TERM", b"linux")
-        if self.cwd is not None:
-            start = JOB_DIR if job.has_job_dir() else HOME
-            job.cwd = os.path.join(start.encode(), self.cwd)
-        job.user = self.user or job.user
-        return job
-
-
-def _text(data: bytes) -> str:
-    return b2a_base64(data, newline=False).decode("ascii")
 
 
 def check_name(name: str) -> None:
@@ -294,3 +239,35 @@ def prune(records: list[Record]) -> None:
     for record in over[:-_KEPT]:
         with contextlib.suppress(RunError):
             remove(record)
+
+
+VERSION = 1
+SOCKET = "control"
+RECORD = "record.json"
+
+
+def home() -> str:
+    """Where the records lie that stay."""
+    return os.path.join(state_home(), "runs")
+
+
+def process_start(pid: int) -> int | None:
+    """When the process started, in ticks since the host's boot; None when it does not live."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as text:
+            fields = text.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def write(folder: str, values: dict[str, Any], durable: bool) -> None:
+    """Write a record, whole or not at all; a durable one survives a crash of the host."""
+    path = os.path.join(folder, RECORD)
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(json.dumps({"version": VERSION, **values}).encode())
+        file.flush()
+        if durable:
+            os.fsync(fd)
+    os.rename(f"{path}.new", path)

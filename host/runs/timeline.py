@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from xml.sax.saxutils import escape
 
 from apppot.host.common.errors import UsageError
-from apppot.host.machine.launch import Run, describe
+from apppot.host.machine.failure import describe
+from apppot.host.machine.run import Run
 
 
 @dataclass(frozen=True)

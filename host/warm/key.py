@@ -10,7 +10,7 @@ from hashlib import sha256
 from apppot.guest.protocol.job import Job, Network
 from apppot.host.hypervisor.base import Hypervisor, Wires
 from apppot.host.hypervisor.launchplan import LaunchPlan
-from apppot.host.plan.planner import Request
+from apppot.host.plan.request import Request
 
 # Of how machines are kept: raise it where older ones must not be taken.
 _VERSION = 1

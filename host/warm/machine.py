@@ -16,9 +16,10 @@ from dataclasses import replace
 from apppot.guest.protocol import frames
 from apppot.guest.protocol.job import Job
 from apppot.guest.protocol.jsonlite import dumps
-from apppot.host.channel.relay import GuestFailed
+from apppot.host.channel.outcome import GuestFailed
 from apppot.host.common.errors import HypervisorError
-from apppot.host.hypervisor.launchplan import LaunchPlan, Shown
+from apppot.host.confinement.sandbox import Shown
+from apppot.host.hypervisor.launchplan import LaunchPlan
 from apppot.host.hypervisor.qmp import OrderError, Orders
 from apppot.host.warm import memory, store
 

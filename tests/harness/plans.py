@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from apppot.host.capabilities.capabilities import QEMU_DEVICES, QEMU_MACHINES, Capabilities, Memory
+from apppot.host.capabilities.capabilities import QEMU_DEVICES, QEMU_MACHINES, Capabilities
+from apppot.host.capabilities.memory import Memory
 from apppot.host.config import settings as config
 from apppot.host.config.caller import Caller
 from apppot.host.hypervisor.launchplan import KernelChoice, LaunchPlan
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.images.probe import ImageFormat, Probed
-from apppot.host.images.store import Image
+from apppot.host.images.record import Image
 from apppot.host.plan import planner
+from apppot.host.plan.request import Ground, Request
 
 CALLER = Caller(
     uid=1234,
@@ -45,7 +47,7 @@ HOST = Capabilities(
     max_map_count=65530,
 )
 UML = Uml(HOST)
-GROUND = planner.Ground(
+GROUND = Ground(
     hypervisor=UML,
     kernel=KERNEL,
     modules=None,
@@ -68,8 +70,6 @@ def settings(**options: Any) -> dict[str, config.Setting]:
     return config.resolve(options, {})
 
 
-def plan(
-    request: planner.Request | None = None, ground: planner.Ground = GROUND, **options: Any
-) -> LaunchPlan:
-    request = request or planner.Request(IMAGE, COMMAND)
+def plan(request: Request | None = None, ground: Ground = GROUND, **options: Any) -> LaunchPlan:
+    request = request or Request(IMAGE, COMMAND)
     return planner.make_plan(request, settings(**options), CALLER, ground)

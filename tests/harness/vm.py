@@ -25,6 +25,8 @@ from pathlib import Path
 from apppot.host.common.errors import ImageError
 from apppot.host.images import store
 from apppot.host.images.building import builder, recipe
+from apppot.host.images.resolve import resolve
+from apppot.host.images.workspace import user_store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 40.0
@@ -38,7 +40,7 @@ def embedded_image() -> str:
     """Path of the image that carries the agent, built where the store's agent is another."""
     wanted = recipe.load("debian-12-embedded")
     try:
-        found = store.resolve(wanted.name)
+        found = resolve(wanted.name)
         files = [file.path.lstrip("/") for file in wanted.files]
         command = ["unsquashfs", "-cat", found.path, *files]
         listed = subprocess.run(command, capture_output=True, check=False).stdout
@@ -46,7 +48,7 @@ def embedded_image() -> str:
             return found.path
     except ImageError:
         pass
-    return store.blob_path(store.user_store(), builder.build(wanted)[0])
+    return store.blob_path(user_store(), builder.build(wanted)[0])
 
 
 @dataclass(frozen=True)

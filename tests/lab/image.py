@@ -13,6 +13,7 @@ from pathlib import Path
 
 from apppot.host.images import store
 from apppot.host.images.building import builder, recipe
+from apppot.host.images.workspace import user_store
 from apppot.host.process.run import run
 
 from tests.lab.initramfs import DIRECTORY, FILE, PROGRAM, cpio
@@ -46,7 +47,7 @@ def build() -> Parts:
 def _build(cache: Path) -> Parts:
     wanted = recipe.load(str(RECIPES / "hypervisor-lab.toml"))
     digest, _ = builder.build(wanted)
-    disk = Path(store.blob_path(store.user_store(), digest))
+    disk = Path(store.blob_path(user_store(), digest))
     scripts = [(RECIPES / name).read_bytes() for name in ("init", "start")]
     key = hashlib.sha256(b"\0".join([disk.name.encode(), *scripts])).hexdigest()
     folder = cache / key[:16]

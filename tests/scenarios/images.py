@@ -22,6 +22,8 @@ from apppot.host.common import paths
 from apppot.host.common.errors import ImageError
 from apppot.host.images import store
 from apppot.host.images.building import builder, recipe
+from apppot.host.images.resolve import resolve
+from apppot.host.images.workspace import user_store
 from apppot.host.pot.apt import Apt
 
 from tests.scenarios.runner import PROVEN_SOURCE
@@ -54,7 +56,7 @@ def alone(folder: str = "tests", lock: str = "lock") -> Iterator[Path]:
 def stored(name: str) -> str:
     """Path of an image of the caller's; "" where there is none of that name."""
     try:
-        return store.resolve(name).path
+        return resolve(name).path
     except ImageError:
         return ""
 
@@ -64,7 +66,7 @@ def built(wanted: str) -> str:
     with alone():
         made = recipe.load(wanted)
         found = stored(f"{made.name}:{made.version}")
-        return found or store.blob_path(store.user_store(), builder.build(made)[0])
+        return found or store.blob_path(user_store(), builder.build(made)[0])
 
 
 class Musl:

@@ -21,6 +21,8 @@ import pytest
 from apppot.host.common.errors import ImageError
 from apppot.host.images import store
 from apppot.host.images.importing import transports
+from apppot.host.images.record import Record
+from apppot.host.images.resolve import in_store, resolve
 
 pytestmark = [
     pytest.mark.tools,
@@ -144,9 +146,9 @@ def packed(layer: bytes, compression: str) -> bytes:
     return layer
 
 
-def listing(record: store.Record) -> dict[str, str]:
+def listing(record: Record) -> dict[str, str]:
     """path → "mode owner size-or-device [-> target]" of everything in an image."""
-    path = store.in_store(record).path
+    path = in_store(record).path
     done = subprocess.run(["unsquashfs", "-lln", path], capture_output=True, text=True, check=True)
     found = {}
     for line in done.stdout.splitlines():
@@ -158,8 +160,8 @@ def listing(record: store.Record) -> dict[str, str]:
     return found
 
 
-def content(record: store.Record, path: str) -> bytes:
-    argv = ["unsquashfs", "-cat", store.in_store(record).path, path]
+def content(record: Record, path: str) -> bytes:
+    argv = ["unsquashfs", "-cat", in_store(record).path, path]
     return subprocess.run(argv, capture_output=True, check=True).stdout
 
 
@@ -186,7 +188,7 @@ def test_layers_merge_exactly(tmp_path: Path, compression: str) -> None:
 
 def test_attributes_arrive(tmp_path: Path) -> None:
     record = transports.import_reference(f"oci:{layout(tmp_path / 'l', LOWER, UPPER)}")
-    path = store.in_store(record).path
+    path = in_store(record).path
     target = tmp_path / "out"
     subprocess.run(["unsquashfs", "-q", "-n", "-d", str(target), path], check=os.getuid() == 0)
     if os.getuid() != 0:
@@ -217,9 +219,9 @@ def test_compression_does_not_change_the_image(tmp_path: Path) -> None:
 
 def test_an_image_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = layout(tmp_path / "l", LOWER)
-    first = store.resolve(f"oci:{folder}")
+    first = resolve(f"oci:{folder}")
     monkeypatch.setattr(transports, "import_reference", None)
-    assert store.resolve(f"oci:{folder}").digest == first.digest
+    assert resolve(f"oci:{folder}").digest == first.digest
 
 
 def test_tags_choose(tmp_path: Path) -> None:
@@ -336,13 +338,13 @@ def test_from_a_registry(tmp_path: Path, registry: str) -> None:
         ["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{folder}:1", f"docker://{name}"],
         check=True,
     )
-    found = store.resolve(f"docker://{name}")
+    found = resolve(f"docker://{name}")
     assert found.record is not None
     assert (found.record.name, found.record.version) == ("tool", "2.5")
     assert found.digest == transports.import_reference(f"oci:{folder}").digest
     assert found.record.entrypoint == ("/bin/echo",)
     with pytest.raises(ImageError, match="cannot be fetched"):
-        store.resolve(f"docker://{registry}/team/other:1")
+        resolve(f"docker://{registry}/team/other:1")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="umoci without root changes owners")

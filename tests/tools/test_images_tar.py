@@ -18,6 +18,7 @@ from apppot.host.common.errors import ImageError
 from apppot.host.common.files import file_digest
 from apppot.host.images import store
 from apppot.host.images.importing import importer
+from apppot.host.images.resolve import in_store, resolve
 
 pytestmark = [
     pytest.mark.tools,
@@ -90,7 +91,7 @@ def test_a_symbolic_link_leads_nowhere_outside(tmp_path: Path) -> None:
     record = importer.import_file(path)
     assert os.listdir(target) == []
     shown = subprocess.run(
-        ["unsquashfs", "-cat", store.in_store(record).path, f"{target}/evil".lstrip("/")],
+        ["unsquashfs", "-cat", in_store(record).path, f"{target}/evil".lstrip("/")],
         capture_output=True,
         check=True,
     )
@@ -120,7 +121,7 @@ print(importer.import_file('-', 'three').digest)
 def test_the_last_of_several_members_of_a_name_wins(tmp_path: Path) -> None:
     parts = [header("f", size=3) + word.ljust(512, b"\0") for word in (b"one", b"two")]
     record = importer.import_file(put(tmp_path / "d.tar", *parts))
-    argv = ["unsquashfs", "-cat", store.in_store(record).path, "f"]
+    argv = ["unsquashfs", "-cat", in_store(record).path, "f"]
     assert subprocess.run(argv, capture_output=True, check=True).stdout == b"two"
 
 
@@ -138,7 +139,7 @@ def test_sparse_members_and_bombs_stay_small(tmp_path: Path) -> None:
         record = importer.import_file(str(path))
         assert record.size < MEBI
         target = tmp_path / f"out-{form}"
-        argv = ["unsquashfs", "-q", "-n", "-d", str(target), store.in_store(record).path]
+        argv = ["unsquashfs", "-q", "-n", "-d", str(target), in_store(record).path]
         subprocess.run(argv, check=True)
         subprocess.run(["cmp", str(sparse), str(target / "sparse")], check=True)
 
@@ -187,7 +188,7 @@ def test_odd_names_survive(tmp_path: Path) -> None:
     subprocess.run(argv, check=True)
     record = importer.import_file(str(tmp_path / "t.tar"))
     out = tmp_path / "out"
-    argv = ["unsquashfs", "-q", "-n", "-d", str(out), store.in_store(record).path]
+    argv = ["unsquashfs", "-q", "-n", "-d", str(out), in_store(record).path]
     subprocess.run(argv, check=True)
     subprocess.run(["diff", "-r", str(tree), str(out)], check=True)
 
@@ -220,6 +221,6 @@ def test_kill_at_any_moment_leaves_nothing_half_made(tmp_path: Path, own_store: 
         for _, record in store.list_images():
             # Between the image and its name, it is whole and has none.
             reference = f"{record.name}:{record.version}" if record.version else record.digest
-            assert store.resolve(reference).digest == record.digest
-            assert file_digest(store.in_store(record).path) == record.digest
+            assert resolve(reference).digest == record.digest
+            assert file_digest(in_store(record).path) == record.digest
     assert importer.import_file(path, "big").size > 8 * MEBI

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from apppot.host.common.errors import HypervisorError
-from apppot.host.confinement import bubblewrap
+from apppot.host.confinement.sandbox import unconfined
 from apppot.host.network import filter, guard, usernet
 from apppot.host.network import slirp as network
 
 from tests.harness.network_frames import ask, syn
 
 QEMU, SLIRP = map(shutil.which, ("qemu-system-x86_64", "slirp4netns"))
-HELD = bubblewrap.unconfined("/nowhere", "/nowhere")
+HELD = unconfined("/nowhere", "/nowhere")
 needs_qemu = pytest.mark.skipif(QEMU is None, reason="needs qemu-system-x86")
 needs_slirp = pytest.mark.skipif(SLIRP is None, reason="needs slirp4netns")
 
@@ -55,7 +55,7 @@ def slirp(tmp_path: Path) -> Iterator[tuple[int, int, socket.socket]]:
     """The pid of a slirp4netns, what says that it is connected, and a machine's end of it."""
     assert SLIRP is not None
     (tmp_path / "net").mkdir()
-    held = bubblewrap.unconfined(str(tmp_path), str(tmp_path))
+    held = unconfined(str(tmp_path), str(tmp_path))
     child, output, connected = network.start(SLIRP, held, "net", bool)
     with network.connect(output, str(tmp_path / "net")) as wire:
         ask(wire)

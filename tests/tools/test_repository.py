@@ -21,6 +21,9 @@ from apppot.host.common.errors import ApppotError, ImageError, RepositoryError
 from apppot.host.common.files import file_digest
 from apppot.host.images import store
 from apppot.host.images.importing import importer
+from apppot.host.images.record import Image, Record
+from apppot.host.images.resolve import resolve
+from apppot.host.images.workspace import user_store, workspace
 from apppot.host.repository import catalogue, keys, publish, pull
 from apppot.host.repository.publish import Wish
 
@@ -63,11 +66,11 @@ def image(seed: int, size: int = 8 * MEGABYTE) -> bytes:
     return bytes(head) + noise + b"inodes!?" * (size // 64)
 
 
-def add(name: str, version: str, content: bytes, **more: Any) -> store.Record:
-    with store.workspace() as folder:
+def add(name: str, version: str, content: bytes, **more: Any) -> Record:
+    with workspace() as folder:
         path = os.path.join(folder, "image")
         Path(path).write_bytes(content)
-        record = store.Record("", name, version, "squashfs", 0, command=("true", "x y"), **more)
+        record = Record("", name, version, "squashfs", 0, command=("true", "x y"), **more)
         return store.add(path, record)
 
 
@@ -109,7 +112,7 @@ def test_an_image_arrives_with_all_that_is_known_of_it(
     assert done.record == sent
     assert content(done) == image(1)
     assert done.fetched < len(image(1)) * 0.9  # the compressible eighth
-    assert store.resolve("base:1").digest == store.resolve("base").digest == sent.digest
+    assert resolve("base:1").digest == resolve("base").digest == sent.digest
     assert os.listdir(tmp_path / "user/data/apppot/images/pulls") == [f"{sent.digest}.lock"]
     again = get("base:1", server.url)
     assert again.present and again.fetched == 0
@@ -181,10 +184,10 @@ def test_the_site_store_serves_chunks_and_images(
     add("base", "1", image(1))
     offer(server.root, "base:1")
     (tmp_path / "site").mkdir()
-    os.rename(store.user_store(), tmp_path / "site" / "images")
+    os.rename(user_store(), tmp_path / "site" / "images")
     user(tmp_path, monkeypatch, server.url)
     assert get("base", server.url).present
-    assert not os.path.exists(store.user_store())
+    assert not os.path.exists(user_store())
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -217,7 +220,7 @@ def test_the_command_line(tmp_path: Path, server: Server, monkeypatch: pytest.Mo
     user(tmp_path, monkeypatch, server.url)
     done = apppot("pull", f"{server.url}/base:1", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["digest"] == store.resolve("base").digest
+    assert json.loads(done.stdout)["digest"] == resolve("base").digest
     monkeypatch.setenv("APPPOT_REPOSITORIES", server.url)
     copied = apppot("pull", "base", "-o", str(tmp_path / "copy"))
     assert copied.returncode == 0 and "was here already" in copied.stdout
@@ -489,7 +492,7 @@ def offer_blindly(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = store.list_images()[0]
     path = store.blob_path(*found)
     sham = Probed(ImageFormat.SQUASHFS, found[1].size)
-    fake = store.Image(path, ImageFormat.SQUASHFS, found[1].digest, found[1], sham)
+    fake = Image(path, ImageFormat.SQUASHFS, found[1].digest, found[1], sham)
     with monkeypatch.context() as context:
         context.setattr(store, "resolve", lambda reference: fake)
         offer(repo, "base:1")
@@ -563,7 +566,7 @@ def test_killed_again_and_again_it_arrives(
         process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
         for _, record in store.list_images():
-            assert file_digest(store.resolve("base").path) == record.digest
+            assert file_digest(resolve("base").path) == record.digest
     server.fault, server.sent = None, 0
     done = get("base", server.url)
     assert content(done) == image(1, 24 * MEGABYTE)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apppot.guest.merge import changes as layer
+from apppot.guest.merge.image import check_names
+from apppot.guest.merge.overlay import Overlay, is_opaque, walk
 from apppot.host.common.errors import ImageError
 from apppot.host.images.changes import record as changes
 from apppot.host.images.changes.record import Changes
@@ -115,7 +116,7 @@ def plant(root: Path, tree: dict[str, bytes | None]) -> None:
 def harvest(root: Path) -> dict[str, bytes | None]:
     return {
         os.path.relpath(path, root): None if os.path.isdir(path) else Path(path).read_bytes()
-        for path in layer.walk(str(root))
+        for path in walk(str(root))
     }
 
 
@@ -142,21 +143,21 @@ def test_joined_trees_are_as_overlayfs_shows_them(
     plant(folder / "upper", upper)
     (folder / "joined").mkdir()
     for name in ("lower", "upper"):
-        layer.Overlay(str(folder / name), str(folder / "joined")).apply()
+        Overlay(str(folder / name), str(folder / "joined")).apply()
     want = over(harvest(folder / "lower"), harvest(folder / "upper"))
     assert harvest(folder / "joined") == want
     # A directory over a file of the lower tree hides what the base may have there.
     for name, content in harvest(folder / "upper").items():
         was_file = harvest(folder / "lower").get(name) is not None
         if content is None and was_file:
-            assert layer.is_opaque(str(folder / "joined" / name))
+            assert is_opaque(str(folder / "joined" / name))
 
 
 def test_a_name_that_would_be_cut_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / ("n" * 254)).touch()
-    layer.check_names(os.fsencode(tmp_path))
+    check_names(os.fsencode(tmp_path))
     (tmp_path / "d" / ("\x1b" * 255)).touch()
     with pytest.raises(OSError, match="more than 254 bytes") as caught:
-        layer.check_names(os.fsencode(tmp_path))
+        check_names(os.fsencode(tmp_path))
     assert "\x1b" not in str(caught.value)

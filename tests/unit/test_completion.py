@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from apppot.host import cli
-from apppot.host.channel.relay import Aborted
+from apppot.host.channel.outcome import Aborted
 from apppot.host.commands import completion
-from apppot.host.images.store import Record
+from apppot.host.commands.table import COMMANDS, build_parser
+from apppot.host.images.record import Record
 from apppot.host.process.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ done
 @pytest.mark.tools
 def test_bash_completes(tmp_path: Path) -> None:
     lines = {
-        "apppot _": " ".join(cli.COMMANDS),
+        "apppot _": " ".join(COMMANDS),
         "apppot run --tim": "--time --timeline",
         "apppot run --mem 1G ho": "host",
         "apppot run --job-dir sub": "subject",
@@ -106,16 +107,16 @@ def test_unknown_words_are_errors_that_suggest(
 
 
 def test_options_after_the_image_belong_to_the_command() -> None:
-    parser = cli.build_parser("run")
+    parser = build_parser("run")
     args = parser.parse_args(["run", "--mem", "1G", "debian-12", "ls", "--mem", "--unknown"])
     assert args.memory == "1G"
     assert args.argv == ["ls", "--mem", "--unknown"]
 
 
 def test_help_names_exit_codes_and_environment() -> None:
-    text = cli.build_parser("run").format_help()
+    text = build_parser("run").format_help()
     assert "environment" in text
-    parser = cli.build_parser()
+    parser = build_parser()
     subparsers = next(a for a in parser._actions if isinstance(a.choices, dict))
     assert isinstance(subparsers.choices, dict)
     run_help = subparsers.choices["run"].format_help()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from apppot.host.channel import relay
+from apppot.host.channel.outcome import checked_report
 from apppot.host.common import units
 from apppot.host.common.errors import UsageError
 from apppot.host.config import settings
@@ -97,12 +98,12 @@ def test_heartbeat_limit() -> None:
 )  # fmt: skip
 def test_exit_of_a_hostile_guest(report: object) -> None:
     with pytest.raises(ValueError):
-        relay.checked_report(report)
+        checked_report(report)
 
 
 def test_exit() -> None:
-    assert relay.checked_report({"status": 0}) == {"status": 0}
-    assert relay.checked_report({"status": None, "errno": 2, "what": "x"})["errno"] == 2
+    assert checked_report({"status": 0}) == {"status": 0}
+    assert checked_report({"status": None, "errno": 2, "what": "x"})["errno"] == 2
 
 
 @pytest.mark.parametrize(

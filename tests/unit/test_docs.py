@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from apppot.host.cli import build_parser
+from apppot.host.commands.table import build_parser
 from apppot.host.original import start
 
 ROOT = Path(__file__).resolve().parents[2]

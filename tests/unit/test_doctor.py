@@ -7,12 +7,14 @@ import json
 from typing import Any
 
 import pytest
-from apppot.host.capabilities.capabilities import Capabilities, Memory
-from apppot.host.cli import build_parser
+from apppot.host.capabilities.capabilities import Capabilities
+from apppot.host.capabilities.memory import Memory
 from apppot.host.commands import doctor as command
+from apppot.host.commands.table import build_parser
 from apppot.host.config.settings import Setting
 from apppot.host.doctor import checks as doctor
-from apppot.host.doctor.checks import Check, Facts, Mark, Place
+from apppot.host.doctor.checks import Check, Mark
+from apppot.host.doctor.facts import Facts, Place
 from apppot.host.hypervisor.base import Verdict
 from apppot.host.pot.layout import Kernel
 from apppot.host.runs.timeline import Step
@@ -223,10 +225,10 @@ def test_exit_status_says_whether_a_guest_can_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = build_parser("doctor").parse_args(["doctor", "--json"])
-    monkeypatch.setattr(doctor, "gather", lambda settings: GOOD)
+    monkeypatch.setattr("apppot.host.doctor.facts.gather", lambda settings: GOOD)
     assert command.main(args) == 0
     assert json.loads(capsys.readouterr().out)["usable"] is True
-    monkeypatch.setattr(doctor, "gather", lambda settings: machine(runtime=None))
+    monkeypatch.setattr("apppot.host.doctor.facts.gather", lambda settings: machine(runtime=None))
     assert command.main(args) == 125
 
 
@@ -237,6 +239,6 @@ def test_memory_option_reaches_the_facts(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.append(settings["memory"].value)
         return GOOD
 
-    monkeypatch.setattr(doctor, "gather", gather)
+    monkeypatch.setattr("apppot.host.doctor.facts.gather", gather)
     command.main(build_parser("doctor").parse_args(["doctor", "--mem", "3G"]))
     assert seen == [3 * GIB]

@@ -17,12 +17,13 @@ from apppot.host.config.settings import Setting
 from apppot.host.hypervisor import qemu, verdicts, xen, xenguard, xennet
 from apppot.host.hypervisor.base import Wires
 from apppot.host.hypervisor.choice import candidates
-from apppot.host.hypervisor.launchplan import LaunchPlan
+from apppot.host.hypervisor.launchplan import LaunchPlan, place_paths
 from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.hypervisor.xen import Xen
 from apppot.host.machine import fileserver
-from apppot.host.plan import planner
+from apppot.host.plan.confinement import confinement_wish
+from apppot.host.plan.request import Bind, Request
 
 from tests.harness.plans import GROUND, HOST, IMAGE, plan
 
@@ -36,8 +37,8 @@ def argv(made: LaunchPlan, hypervisor: Qemu, network: int | None = None) -> list
 
 
 def test_golden_argv() -> None:
-    bind = planner.Bind("/data", "/srv/data", True, False)
-    made = plan(planner.Request(IMAGE, (b"true",), binds=(bind,)), X86)
+    bind = Bind("/data", "/srv/data", True, False)
+    made = plan(Request(IMAGE, (b"true",), binds=(bind,)), X86)
     words = argv(made, Qemu(HOST), 11)
     assert words == [
         "/usr/bin/qemu-system-x86_64",
@@ -128,8 +129,8 @@ SERVED = replace(HOST, virtiofsd="/usr/libexec/virtiofsd")
 @pytest.mark.parametrize("bus", ["device", "pci"])
 def test_directories_by_virtiofs_share_the_guests_memory(bus: str) -> None:
     hypervisor = Qemu(SERVED if bus == "device" else limited(SERVED, "q35", "auto"))
-    bind = planner.Bind("/data", "/srv/data", True, False)
-    made = plan(planner.Request(IMAGE, (), binds=(bind,)), replace(X86, hypervisor=hypervisor))
+    bind = Bind("/data", "/srv/data", True, False)
+    made = plan(Request(IMAGE, (), binds=(bind,)), replace(X86, hypervisor=hypervisor))
     assert made.job.share == "virtiofs"
     words = hypervisor.argv(made, "/view", "/tmp", Wires(9, files=(("job", 20), ("bind0", 21))))
     text = " ".join(words)
@@ -169,9 +170,9 @@ def test_what_cannot_be_shown_is_copied_or_left_to_the_next() -> None:
     assert (made.job.job_copy, made.copied, made.returned) == (True, "/work/a job", "/work/a job")
     assert "qemu cannot show directories here" in made.warnings[0]
     assert plan(ground=ground, job_files="copy").warnings == ()
-    bind = planner.Bind("/data", "/srv/data", True, False)
+    bind = Bind("/data", "/srv/data", True, False)
     with pytest.raises(Unsuited, match="qemu cannot"):
-        plan(planner.Request(IMAGE, (), binds=(bind,)), ground)
+        plan(Request(IMAGE, (), binds=(bind,)), ground)
     with pytest.raises(Unsuited, match="qemu cannot share"):
         plan(ground=ground, job_files="share")
     with pytest.raises(Unsuited, match="qemu has no network"):
@@ -194,14 +195,14 @@ def test_several_processors() -> None:
 
 def test_shares_are_named_by_tag() -> None:
     made = plan(ground=X86)
-    planner.place_paths(made.job, "/view")
+    place_paths(made.job, "/view")
     assert (made.job.share, made.job.job_dir, made.job.exchange) == ("9p", b"job", None)
     assert made.job.network is not None
     assert made.job.network.device == "eth0"
 
 
 def test_a_cow_file_is_for_user_mode_linux_only() -> None:
-    request = planner.Request(None, (), cow=("/cow", "/image", 0))
+    request = Request(None, (), cow=("/cow", "/image", 0))
     with pytest.raises(Unsuited, match="COW"):
         plan(request, X86)
 
@@ -264,13 +265,13 @@ def test_silence_is_remembered_for_this_boot(
 # -- Xen -------------------------------------------------------------------------------------
 
 BINDS = (
-    planner.Bind("/data", "/srv/data", True, False),
-    planner.Bind("/etc/motd", "/etc/motd", True, True),
+    Bind("/data", "/srv/data", True, False),
+    Bind("/etc/motd", "/etc/motd", True, True),
 )
 
 
 def test_golden_configuration_of_a_domain() -> None:
-    request = planner.Request(IMAGE, (b"true",), binds=BINDS)
+    request = Request(IMAGE, (b"true",), binds=BINDS)
     made = plan(request, XEN, scratch="1G", xen_type="pvh")
     assert Xen(HOST).configuration(made, "/shm/apppot-0-1/view", "/shm/apppot-0-1/vm") == (
         """name = "apppot-0-1"
@@ -306,7 +307,7 @@ vif = [
 
 
 def test_the_guard_is_told_of_files_and_who_may_write() -> None:
-    request = planner.Request(IMAGE, (b"true",), binds=BINDS)
+    request = Request(IMAGE, (b"true",), binds=BINDS)
     made = plan(request, XEN)
     words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/vm", Wires(9, 11))
     assert words[2].endswith("/xenguard.py")
@@ -332,19 +333,19 @@ def test_memory_of_a_domain_is_no_less_than_asked_for() -> None:
 
 
 def test_words_that_xl_cannot_read_are_refused() -> None:
-    made = plan(planner.Request(IMAGE, (), extra=('a="b"',)), XEN, network="none")
+    made = plan(Request(IMAGE, (), extra=('a="b"',)), XEN, network="none")
     with pytest.raises(HypervisorError, match="no way to write"):
         Xen(HOST).configuration(made, "/view", "/run/a/vm")
 
 
 def test_what_xen_cannot_do_is_refused() -> None:
     with pytest.raises(Unsuited, match="many file systems"):
-        plan(planner.Request(None, (b"true",)), XEN, network="none")
+        plan(Request(None, (b"true",)), XEN, network="none")
 
 
 def test_a_confinement_that_is_asked_for_rules_xen_out() -> None:
     def wish(wanted: str, hypervisor: Uml | Xen) -> str:
-        return planner.confinement_wish(wanted, hypervisor, host_image=False, uid=0, landlock=0)
+        return confinement_wish(wanted, hypervisor, host_image=False, uid=0, landlock=0)
 
     assert (wish("auto", Xen(HOST)), wish("auto", Uml(HOST))) == ("off", "auto")
     for wanted in ("required", "bubblewrap", "landlock"):

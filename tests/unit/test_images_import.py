@@ -10,8 +10,11 @@ import pytest
 from apppot.host.commands import image
 from apppot.host.common.errors import ApppotError, ImageError, UsageError
 from apppot.host.common.text import printable
+from apppot.host.common.units import human
 from apppot.host.images import pack, store
 from apppot.host.images.importing import importer
+from apppot.host.images.record import valid_name
+from apppot.host.images.resolve import resolve
 
 from .test_images_probe import cow, ext, squashfs
 
@@ -38,7 +41,7 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_default_names(path: str, name: str) -> None:
     assert importer.default_name(path) == name
-    assert store.valid_name(name)
+    assert valid_name(name)
 
 
 def test_a_sparse_ext4_stays_sparse_and_exact(tmp_path: Path) -> None:
@@ -49,7 +52,7 @@ def test_a_sparse_ext4_stays_sparse_and_exact(tmp_path: Path) -> None:
         handle.write(b"data in the middle")
         handle.truncate(64 * MEBI)
     record = importer.import_file(str(path), command=("run", "me"))
-    found = store.resolve("disk")
+    found = resolve("disk")
     assert record.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Path(found.path).read_bytes() == path.read_bytes()
     assert os.stat(found.path).st_blocks * 512 < 8 * MEBI
@@ -63,9 +66,9 @@ def test_a_name_moves_only_by_force(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="already the name of another") as caught:
         importer.import_file(str(tmp_path / "b.sqfs"), "x:1")
     assert "--force" in caught.value.hint
-    assert store.resolve("x:1").digest == first.digest
+    assert resolve("x:1").digest == first.digest
     moved = importer.import_file(str(tmp_path / "b.sqfs"), "x:1", force=True)
-    assert store.resolve("x").digest == moved.digest != first.digest
+    assert resolve("x").digest == moved.digest != first.digest
 
 
 def test_names_of_one_content_keep_their_own_command(tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_names_of_one_content_keep_their_own_command(tmp_path: Path) -> None:
     for name in ("one", "two"):
         importer.import_file(str(path), name, ("run", name))
     for name in ("one", "two"):
-        record = store.resolve(name).record
+        record = resolve(name).record
         assert record is not None
         assert (record.name, record.command) == (name, ("run", name))
 
@@ -117,7 +120,7 @@ def test_commands_as_words_or_json() -> None:
 
 
 def test_sizes_for_people() -> None:
-    assert [image.human(size) for size in (7, 1536, 5 << 30)] == ["7 B", "1.5 KiB", "5.0 GiB"]
+    assert [human(size) for size in (7, 1536, 5 << 30)] == ["7 B", "1.5 KiB", "5.0 GiB"]
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

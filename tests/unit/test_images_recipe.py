@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.progress import Progress
-from apppot.host.images import store
 from apppot.host.images.building import apt, builder, recipe, steps
 from apppot.host.images.probe import ImageFormat, Probed
+from apppot.host.images.record import Image, Record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,7 +66,7 @@ def test_a_recipe_on_a_parent_with_steps() -> None:
 
 
 def test_a_child_has_what_its_recipe_does_not_say_from_its_parent() -> None:
-    parent = store.Record(
+    parent = Record(
         *("p", "base", "1", "squashfs", 0),
         command=("one",),
         entrypoint=("/entry",),
@@ -74,7 +74,7 @@ def test_a_child_has_what_its_recipe_does_not_say_from_its_parent() -> None:
         workdir="/data",
         user="app",
     )
-    own = store.Record("", "child", "1", "squashfs", 0, env={"B": "2"})
+    own = Record("", "child", "1", "squashfs", 0, env={"B": "2"})
     got = builder._inherited(own, parent, "p" * 64)
     assert (got.parent, got.entrypoint, got.command) == ("p" * 64, ("/entry",), ("one",))
     assert (got.env, got.workdir, got.user) == ({"A": "1", "B": "2"}, "/data", "app")
@@ -84,7 +84,7 @@ def test_a_child_has_what_its_recipe_does_not_say_from_its_parent() -> None:
 
 def test_the_launcher_of_a_build() -> None:
     probed = Probed(ImageFormat.RAW, 1 << 20, "mbr", 1 << 16, 1 << 19)
-    image = store.Image("/images/a disk.img", ImageFormat.RAW, None, None, probed)
+    image = Image("/images/a disk.img", ImageFormat.RAW, None, None, probed)
     words = steps.argv(image, True, ("a", "b"), ("make", "make install"), 17)
     assert words[3:5] == ["run", "--neutral"]
     assert "SOURCE_DATE_EPOCH=17" in words

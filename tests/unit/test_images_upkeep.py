@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from apppot.host.common.errors import ImageError
 from apppot.host.images import store, upkeep
+from apppot.host.images.resolve import resolve
+from apppot.host.images.workspace import hold
 
 from .test_images_store import add
 
@@ -33,7 +35,7 @@ def test_the_file_goes_with_its_last_name(own_store: Path) -> None:
     record = add("a")
     add("b")
     assert upkeep.remove(["a"]).names == ("a:1",)
-    assert store.resolve("b").digest == record.digest
+    assert resolve("b").digest == record.digest
     upkeep.remove(["b"])
     assert blobs(own_store) == [] and store.list_images() == []
     assert os.listdir(own_store / "names") == []
@@ -44,7 +46,7 @@ def test_latest_goes_back_to_what_is_left() -> None:
     with pytest.raises(ImageError, match="a:1, a:2"):
         upkeep.remove(["a"])
     upkeep.remove(["a:2"])
-    assert store.resolve("a").digest == first.digest
+    assert resolve("a").digest == first.digest
 
 
 def test_all_versions_and_digests() -> None:
@@ -59,12 +61,12 @@ def test_nothing_is_removed_when_one_is_missing() -> None:
     add("a")
     with pytest.raises(ImageError):
         upkeep.remove(["a", "nope"])
-    assert store.resolve("a")
+    assert resolve("a")
 
 
 def test_an_image_in_use_keeps_its_file_until_prune(own_store: Path) -> None:
     add("a")
-    held = store.hold(store.resolve("a").path)
+    held = hold(resolve("a").path)
     removed = upkeep.remove(["a"])
     assert len(removed.kept) == 1 and len(blobs(own_store)) == 1
     assert upkeep.prune().kept
@@ -75,7 +77,7 @@ def test_an_image_in_use_keeps_its_file_until_prune(own_store: Path) -> None:
 
 def test_on_nfs_the_lock_needs_a_writer(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add("a")
-    path = store.resolve("a").path
+    path = resolve("a").path
     real = fcntl.flock
 
     def flock(descriptor: int, how: int) -> None:
@@ -84,7 +86,7 @@ def test_on_nfs_the_lock_needs_a_writer(own_store: Path, monkeypatch: pytest.Mon
             raise OSError(errno.EBADF, "as NFS says it")
         real(descriptor, how)
 
-    held = store.hold(path)
+    held = hold(path)
     monkeypatch.setattr(fcntl, "flock", flock)
     assert upkeep.remove(["a"]).kept
     assert os.stat(path).st_mode & 0o777 == 0o444
@@ -95,10 +97,10 @@ def test_on_nfs_the_lock_needs_a_writer(own_store: Path, monkeypatch: pytest.Mon
 
 def test_an_image_that_vanished_is_said(own_store: Path) -> None:
     add("a")
-    path = store.resolve("a").path
+    path = resolve("a").path
     os.unlink(path)
     with pytest.raises(ImageError, match="cannot be read"):
-        store.hold(path)
+        hold(path)
 
 
 def test_prune_removes_what_crashes_left(own_store: Path) -> None:
@@ -110,7 +112,7 @@ def test_prune_removes_what_crashes_left(own_store: Path) -> None:
     upkeep.prune()
     assert blobs(own_store) == [f"{kept.digest}.squashfs"]
     assert os.listdir(own_store / "builds") == []
-    assert store.resolve("a").digest == kept.digest
+    assert resolve("a").digest == kept.digest
 
 
 @pytest.mark.parametrize("steps", range(1, 8))
@@ -142,17 +144,17 @@ def test_a_crash_at_any_step_of_rm_leaves_no_half_image(
     monkeypatch.setenv("APPPOT_SITE_STORE", str(own_store / "none"))
     for _, record in store.list_images():
         if record.version:
-            assert store.resolve(f"{record.name}:{record.version}")
-    assert store.resolve("a").digest
+            assert resolve(f"{record.name}:{record.version}")
+    assert resolve("a").digest
     upkeep.prune()
-    assert store.resolve("a:2").digest == other.digest
+    assert resolve("a:2").digest == other.digest
     assert upkeep.verify([]) == []
 
 
 def test_verify_names_what_is_damaged() -> None:
     add("good", "1", b"x")
     add("bad", "1", b"y")
-    path = store.resolve("bad").path
+    path = resolve("bad").path
     os.chmod(path, 0o644)
     with open(path, "r+b") as file:
         file.seek(96)
@@ -168,11 +170,11 @@ def test_a_tag_is_a_name_of_its_own() -> None:
     record = add("a")
     add("taken", "1", b"other")
     assert upkeep.tag("a", "b:7").digest == record.digest
-    assert store.resolve("b").record == store.resolve("b:7").record
+    assert resolve("b").record == resolve("b:7").record
     with pytest.raises(ImageError, match="already the name"):
         upkeep.tag("a", "taken:1")
     upkeep.tag("a", "taken:1", force=True)
-    assert store.resolve("taken").digest == record.digest
+    assert resolve("taken").digest == record.digest
 
 
 def test_a_tag_of_the_sites_image_copies_it(tmp_path: Path, own_store: Path) -> None:
@@ -200,5 +202,5 @@ def test_names_from_before_they_had_records_work(own_store: Path) -> None:
     for word in ("1", "latest"):
         path = own_store / "names" / "a" / f"{word}.json"
         path.write_text(json.dumps({"schema": 1, "digest": record.digest}))
-    assert store.resolve("a").record == record
+    assert resolve("a").record == record
     assert [item.version for _, item in store.list_images()] == ["1"]

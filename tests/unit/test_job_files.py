@@ -14,9 +14,8 @@ from apppot.host.common.errors import Unsuited, UsageError
 from apppot.host.config import settings
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.machine import inputs
-from apppot.host.plan import planner
 from apppot.host.plan.jobfiles import JobFiles, plan_files
-from apppot.host.plan.planner import Request
+from apppot.host.plan.request import Bind, Ground, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +31,7 @@ class Alone(Uml):
 ALONE = replace(GROUND, hypervisor=Alone(HOST))
 
 
-def planned(how: str, ground: planner.Ground = GROUND, **asked: Any) -> JobFiles:
+def planned(how: str, ground: Ground = GROUND, **asked: Any) -> JobFiles:
     values: dict[str, Any] = {name: tuple(texts) for name, texts in asked.items()}
     request = replace(Request(None, ()), **values)
     return plan_files(request, settings.Setting(how, "--job-files"), ground)
@@ -82,7 +81,7 @@ def test_without_a_job_directory() -> None:
 
 
 def test_a_hypervisor_without_shares_is_not_for_binds_or_the_hosts_root() -> None:
-    bind = planner.Bind("/data", "/srv", True, False)
+    bind = Bind("/data", "/srv", True, False)
     for request in (Request(None, ()), Request(IMAGE, (), binds=(bind,))):
         with pytest.raises(Unsuited, match="directories of this host"):
             plan(request, ALONE)

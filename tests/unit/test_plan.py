@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol.job import Job
-from apppot.host.commands import run
+from apppot.host.commands.options import parse_bind, parse_forward
 from apppot.host.common.errors import UsageError
 from apppot.host.hypervisor.base import Wires
-from apppot.host.hypervisor.launchplan import LaunchPlan
+from apppot.host.hypervisor.launchplan import LaunchPlan, place_paths
 from apppot.host.hypervisor.qemu import Qemu
 from apppot.host.images.probe import ImageFormat, Probed
-from apppot.host.images.store import Image, Record
-from apppot.host.plan import planner
+from apppot.host.images.record import Image, Record
+from apppot.host.plan.inherited import HOST_HIDDEN, hidden_of_host
+from apppot.host.plan.request import Bind, Request
 
 from tests.harness.plans import COMMAND, GROUND, HOST, IMAGE, KERNEL, UML, plan
 
@@ -78,7 +79,7 @@ def test_shown() -> None:
 
 def test_copied_job_directory() -> None:
     """The guest is shown nothing of it, and what comes back has a place."""
-    made = plan(replace(planner.Request(IMAGE, COMMAND), inputs=("*.c",)), job_files="copy")
+    made = plan(replace(Request(IMAGE, COMMAND), inputs=("*.c",)), job_files="copy")
     assert "job" not in [item.name for item in made.shown]
     assert (made.job.job_dir, made.job.job_copy, made.job.has_job_dir()) == (None, True, True)
     assert (made.copied, made.returned, made.inputs) == ("/work/a job", "/work/a job", ("*.c",))
@@ -93,7 +94,7 @@ def test_no_job_directory() -> None:
 
 
 def test_host_image() -> None:
-    made = plan(planner.Request(None, COMMAND))
+    made = plan(Request(None, COMMAND))
     (layer,) = made.job.layers
     assert (layer.source, layer.fstype) == (b"host", "hostfs")
     assert {"home", "root", "tmp", "run"} <= set(layer.hidden)
@@ -117,8 +118,8 @@ def test_no_helper_is_a_warning_by_default_and_an_error_when_asked_for() -> None
 
 
 def test_place_paths() -> None:
-    job = plan(planner.Request(None, COMMAND)).job
-    planner.place_paths(job, "/view")
+    job = plan(Request(None, COMMAND)).job
+    place_paths(job, "/view")
     assert (job.job_dir, job.exchange) == (b"/view/job", b"/view/exchange")
     assert job.layers[0].source == b"/view/host"
 
@@ -126,33 +127,33 @@ def test_place_paths() -> None:
 def test_bind(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert run.parse_bind(f"{tmp_path}:/data") == planner.Bind(str(tmp_path), "/data", False, False)
-    assert run.parse_bind(f"{file}:/etc/x/:ro") == planner.Bind(str(file), "/etc/x", True, True)
-    assert run.parse_bind(str(tmp_path)) == planner.Bind(str(tmp_path), str(tmp_path), False, False)
-    assert run.parse_bind(f"{tmp_path}:/a:b:rw").target == "/a:b"
+    assert parse_bind(f"{tmp_path}:/data") == Bind(str(tmp_path), "/data", False, False)
+    assert parse_bind(f"{file}:/etc/x/:ro") == Bind(str(file), "/etc/x", True, True)
+    assert parse_bind(str(tmp_path)) == Bind(str(tmp_path), str(tmp_path), False, False)
+    assert parse_bind(f"{tmp_path}:/a:b:rw").target == "/a:b"
 
 
 def test_bind_without_a_target() -> None:
-    assert run.parse_bind("/etc:").target == "/etc"
+    assert parse_bind("/etc:").target == "/etc"
 
 
 @pytest.mark.parametrize("text", ["/no/such:/data", "/etc:data"])
 def test_bad_bind(text: str) -> None:
     with pytest.raises(UsageError):
-        run.parse_bind(text)
+        parse_bind(text)
 
 
 @pytest.mark.parametrize(
     ("text", "ports"), [("8080:80", (8080, 80)), ("80", (80, 80)), ("65535:1", (65535, 1))]
 )
 def test_forward(text: str, ports: tuple[int, int]) -> None:
-    assert run.parse_forward(text) == ports
+    assert parse_forward(text) == ports
 
 
 @pytest.mark.parametrize("text", ["", ":", "0:1", "1:65536", "x:1", "1:-1", "1:2:3"])
 def test_bad_forward(text: str) -> None:
     with pytest.raises(UsageError):
-        run.parse_forward(text)
+        parse_forward(text)
 
 
 CONTAINER = replace(
@@ -185,22 +186,22 @@ CONSOLE: dict[str, Any] = {"shell": True}
 def test_a_container_images_command(
     words: tuple[bytes, ...], more: dict[str, Any], argv: list[bytes]
 ) -> None:
-    assert plan(planner.Request(CONTAINER, words, **more)).job.argv == argv
+    assert plan(Request(CONTAINER, words, **more)).job.argv == argv
 
 
 def test_a_container_images_surroundings() -> None:
-    job = plan(planner.Request(CONTAINER, ())).job
+    job = plan(Request(CONTAINER, ())).job
     assert (job.user, job.cwd, job.env[b"PATH"]) == ("1000:5", b"/data", b"/opt/tool:/bin")
-    asked = plan(planner.Request(CONTAINER, (), workdir="/w", env={b"PATH": b"/x"}), user="root")
+    asked = plan(Request(CONTAINER, (), workdir="/w", env={b"PATH": b"/x"}), user="root")
     assert (asked.job.user, asked.job.cwd, asked.job.env[b"PATH"]) == ("root", b"/w", b"/x")
-    console = plan(planner.Request(CONTAINER, (), **CONSOLE)).job
+    console = plan(Request(CONTAINER, (), **CONSOLE)).job
     assert (console.user, console.cwd) == ("user", None)
 
 
 def test_the_partition_of_a_sif_is_mounted_where_it_lies() -> None:
     probed = Probed(ImageFormat.SIF, 1 << 20, "squashfs", 8192, 4096)
     image = Image("/c.sif", ImageFormat.SIF, None, None, probed)
-    (layer,) = plan(planner.Request(image, COMMAND)).job.layers
+    (layer,) = plan(Request(image, COMMAND)).job.layers
     assert (layer.fstype, layer.offset) == ("squashfs", 8192)
 
 
@@ -220,4 +221,4 @@ def test_the_partition_of_a_sif_is_mounted_where_it_lies() -> None:
 def test_homes_of_the_host_are_hidden_wherever_they_are(
     home: bytes, extra: tuple[str, ...]
 ) -> None:
-    assert planner.hidden_of_host({b"HOME": home}) == (*planner.HOST_HIDDEN, *extra)
+    assert hidden_of_host({b"HOME": home}) == (*HOST_HIDDEN, *extra)

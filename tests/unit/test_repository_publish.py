@@ -11,6 +11,8 @@ import pytest
 import zstandard
 from apppot.host.common.errors import ApppotError, ImageError, RepositoryError
 from apppot.host.images import store
+from apppot.host.images.record import Record
+from apppot.host.images.workspace import user_store, workspace
 from apppot.host.repository import chunks, files, keys, publish, pull
 from apppot.host.repository.model import Blob, Chunk, Entry
 from apppot.host.repository.publish import Wish
@@ -31,11 +33,11 @@ def noise(seed: int, size: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def add(name: str, version: str, content: bytes) -> store.Record:
-    with store.workspace() as folder:
+def add(name: str, version: str, content: bytes) -> Record:
+    with workspace() as folder:
         path = os.path.join(folder, "image")
         Path(path).write_bytes(squashfs(96) + content)
-        return store.add(path, store.Record("", name, version, "squashfs", 0, command=("true",)))
+        return store.add(path, Record("", name, version, "squashfs", 0, command=("true",)))
 
 
 def run(*images: str, **more: object) -> publish.Published:
@@ -148,7 +150,7 @@ def test_a_tampered_folder_is_not_signed_over() -> None:
 
 def test_a_damaged_image_is_not_published() -> None:
     record = add("a", "1", noise(1, 1 << 20))
-    path = store.blob_path(store.user_store(), record)
+    path = store.blob_path(user_store(), record)
     os.chmod(path, 0o644)
     with open(path, "r+b") as handle:
         handle.seek(500_000)
@@ -231,7 +233,7 @@ def test_local_chunks_come_from_any_image_and_are_verified() -> None:
     rows = chunks.read_rows(record.digest)
     assert rows is not None and all(local.read(digest) is not None for digest, _ in rows)
     local.close()
-    path = store.blob_path(store.user_store(), record)
+    path = store.blob_path(user_store(), record)
     os.chmod(path, 0o644)
     Path(path).write_bytes(squashfs(96) + noise(10, 1 << 20))
     local = chunks.local_chunks("other", "", 1 << 20)

@@ -13,11 +13,12 @@ import psutil
 import pytest
 from apppot.guest.protocol.job import Job
 from apppot.host import cli
-from apppot.host.capabilities.capabilities import boot_id
+from apppot.host.channel.control import Request
 from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.common.host import boot_id
 from apppot.host.runs import records
-from apppot.host.runs.recorder import Book, home, process_start, status_of
-from apppot.host.runs.records import Record, Request, RunError, RunState
+from apppot.host.runs.recorder import Book, status_of
+from apppot.host.runs.records import Record, RunError, RunState, home, process_start
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,7 +9,8 @@ import pytest
 from apppot.host import cli
 from apppot.host.common.errors import UsageError
 from apppot.host.common.files import file_digest
-from apppot.host.images import sessions, store
+from apppot.host.images import sessions
+from apppot.host.images.digests import known_digest
 from apppot.host.original import session as automatic
 
 
@@ -77,5 +78,5 @@ def test_a_known_digest_is_that_of_the_file(tmp_path: Path) -> None:
     for content, age in ((b"one", 100), (b"two", 100), (b"one", 0)):
         path.write_bytes(content)
         os.utime(path, (1e9 - age, 1e9 - age))
-        assert store.known_digest(str(path)) == file_digest(str(path))
-        assert store.known_digest(str(path)) == file_digest(str(path))
+        assert known_digest(str(path)) == file_digest(str(path))
+        assert known_digest(str(path)) == file_digest(str(path))

@@ -15,8 +15,8 @@ from apppot.host.hypervisor.base import Wires
 from apppot.host.hypervisor.launchplan import LaunchPlan
 from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.images.probe import ImageFormat
-from apppot.host.images.store import Image
-from apppot.host.plan import planner
+from apppot.host.images.record import Image
+from apppot.host.plan.request import Bind, Request
 from apppot.host.warm import key, memory, store
 
 from tests.harness.plans import COMMAND, GROUND, HOST, PROBED, UML, plan
@@ -39,12 +39,12 @@ class Case:
             GROUND, hypervisor=Qemu(self.host), runtime=str(files / "runtime"), slirp=HOST.slirp
         )
         self.image = Image(str(files / "image"), ImageFormat.SQUASHFS, None, None, PROBED)
-        self.request = planner.Request(self.image, COMMAND)
+        self.request = Request(self.image, COMMAND)
 
-    def plan(self, request: planner.Request | None = None, **options: Any) -> LaunchPlan:
+    def plan(self, request: Request | None = None, **options: Any) -> LaunchPlan:
         return plan(request or self.request, self.ground, **options)
 
-    def key(self, request: planner.Request | None = None, **options: Any) -> str:
+    def key(self, request: Request | None = None, **options: Any) -> str:
         request = request or self.request
         made = self.plan(request, **options)
         return key.key(made, self.ground.hypervisor, request)
@@ -110,7 +110,7 @@ def test_another_file_is_another_key(case: Case, files: Path, name: str) -> None
 
 def test_changes_and_binds_are_other_machines(case: Case, files: Path) -> None:
     changes = replace(case.image, path=str(files / "changes"))
-    bind = planner.Bind("/data", "/srv", True, False)
+    bind = Bind("/data", "/srv", True, False)
     keys = {
         case.key(),
         case.key(replace(case.request, changes=(changes,))),

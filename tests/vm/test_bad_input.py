@@ -8,13 +8,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from apppot.host.images import store
+from apppot.host.images.resolve import resolve
 
 from tests.harness.vm import IMAGE, RELEASE, Launcher
 
 
 def _image_file() -> Path:
-    image = store.resolve(IMAGE)
+    image = resolve(IMAGE)
     return Path(image.path)
 
 

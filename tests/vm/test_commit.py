@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apppot.host.images import store
+from apppot.host.images.record import Record
+from apppot.host.images.resolve import resolve
 
 from tests.harness.layers import QUIET, WORK, apart, busybox_tree, listing, tool
 from tests.harness.vm import IMAGE, RELEASE, Launcher, Who, myself
@@ -42,7 +43,7 @@ def committed(apppot: Launcher, *words: str) -> dict[str, Any]:
 def test_it_equals_base_and_changes(apppot: Launcher, session: str) -> None:
     assert tool(apppot, "changes", "save", session, "-o", "it.changes").status == 0
     record = committed(apppot, IMAGE, "--changes", "it.changes", "tool:2", "-m", "with tools")
-    base = store.resolve(IMAGE).record
+    base = resolve(IMAGE).record
     assert base is not None
     assert (record["parent"], record["command"]) == (base.digest, list(base.command))
     assert (record["distribution"], record["description"]) == (base.distribution, "with tools")
@@ -56,7 +57,7 @@ def test_it_equals_base_and_changes(apppot: Launcher, session: str) -> None:
 
 
 @pytest.fixture
-def small(apppot: Launcher) -> store.Record:
+def small(apppot: Launcher) -> Record:
     """A small base with everything that a record can say of running."""
     tree = apppot.work / "tree"
     busybox_tree(tree, ("sh", "cat", "rm", "uname", "id", "pwd"))
@@ -75,13 +76,13 @@ with store.workspace() as folder:
     words = [python, "-c", script, str(apppot.work / "s.squashfs")]
     subprocess.run(words, env=env, check=True)
     shown = tool(apppot, "image", "inspect", "small", "--json").ok()
-    return store.Record(**{k: v for k, v in json.loads(shown).items() if k in _FIELDS})
+    return Record(**{k: v for k, v in json.loads(shown).items() if k in _FIELDS})
 
 
-_FIELDS = store.Record.__dataclass_fields__
+_FIELDS = Record.__dataclass_fields__
 
 
-def test_it_runs_as_its_base_does(apppot: Launcher, small: store.Record) -> None:
+def test_it_runs_as_its_base_does(apppot: Launcher, small: Record) -> None:
     script = "uname -r; rm /etc/gone; echo kept >/etc/kept; echo $A"
     done = apppot("--session", "s", *QUIET, "small", "-c", script).ok().decode().splitlines()
     assert done[0].startswith(RELEASE) and done[1] == "b c"
@@ -103,7 +104,7 @@ def test_it_runs_as_its_base_does(apppot: Launcher, small: store.Record) -> None
 
 
 def test_its_session_finds_its_image_when_the_name_has_moved(
-    apppot: Launcher, small: store.Record
+    apppot: Launcher, small: Record
 ) -> None:
     words = ("--session", "s", *QUIET, "small", "-c")
     assert apppot(*words, "uname -r; echo 1 >/etc/one").ok().decode().startswith(RELEASE)

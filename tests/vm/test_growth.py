@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from apppot.host.common import paths
 from apppot.host.images import store
+from apppot.host.images.resolve import resolve
+from apppot.host.images.workspace import workspace
 
 from tests.harness.vm import IMAGE, RELEASE, Launcher
 
@@ -37,12 +39,12 @@ def apart(place: Path) -> Iterator[int]:
 
 def own_store(place: Path, patch: pytest.MonkeyPatch) -> Path:
     """A store with one image in it, which nobody else uses."""
-    found, data = store.resolve(IMAGE), place / "data"
+    found, data = resolve(IMAGE), place / "data"
     assert found.record is not None
     patch.setenv("APPPOT_POT", paths.pot_home())
     patch.setenv("APPPOT_SITE_STORE", str(place / "none"))
     patch.setenv("XDG_DATA_HOME", str(data))
-    with store.workspace() as folder:
+    with workspace() as folder:
         copy = os.path.join(folder, "image")
         shutil.copyfile(found.path, copy)
         store.add(copy, found.record, found.digest)

@@ -16,6 +16,9 @@ from apppot.host.images import store
 from apppot.host.images.building import builder, recipe, steps
 from apppot.host.images.exporting import export
 from apppot.host.images.importing import importer, transports
+from apppot.host.images.record import Image, Record
+from apppot.host.images.resolve import in_store, resolve
+from apppot.host.images.workspace import user_store, workspace
 
 from tests.harness.vm import IMAGE, Launcher
 
@@ -29,7 +32,7 @@ STEPS = [
 
 
 @pytest.fixture
-def own_store(base: store.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_store(base: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store for what is made here; the parent comes from the real one, by its path."""
     monkeypatch.setenv("APPPOT_POT", os.environ.get("APPPOT_POT") or _pot())
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
@@ -43,9 +46,9 @@ def _pot() -> str:
 
 
 @pytest.fixture
-def base() -> store.Image:
+def base() -> Image:
     """The base image, found before the store is another."""
-    return store.resolve(IMAGE)
+    return resolve(IMAGE)
 
 
 def unpack(image: str, target: Path) -> Path:
@@ -58,7 +61,7 @@ def digest(path: str) -> str:
 
 
 def test_no_steps_give_the_parent_byte_for_byte(
-    base: store.Image, own_store: Path, tmp_path: Path
+    base: Image, own_store: Path, tmp_path: Path
 ) -> None:
     """So nothing of the agent, the caller or the host gets into what is built."""
     target = str(tmp_path / "same")
@@ -68,7 +71,7 @@ def test_no_steps_give_the_parent_byte_for_byte(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="unpacking owners needs root")
 def test_steps_change_what_they_say_and_nothing_else(
-    base: store.Image, own_store: Path, tmp_path: Path
+    base: Image, own_store: Path, tmp_path: Path
 ) -> None:
     made = [str(tmp_path / name) for name in ("one", "two")]
     for target in made:
@@ -96,7 +99,7 @@ def test_steps_change_what_they_say_and_nothing_else(
 _ACCOUNTS = ("passwd", "group", "shadow", "gshadow")
 
 
-def test_a_failing_step_says_so_and_leaves_nothing(base: store.Image, own_store: Path) -> None:
+def test_a_failing_step_says_so_and_leaves_nothing(base: Image, own_store: Path) -> None:
     from apppot.host.common.errors import BuildError
 
     text = f'run = ["true", "echo the reason; exit 7"]\n[base]\nparent = "{base.path}"'
@@ -105,7 +108,7 @@ def test_a_failing_step_says_so_and_leaves_nothing(base: store.Image, own_store:
     assert store.list_images() == []
 
 
-def test_a_recipe_with_files_and_steps(base: store.Image, own_store: Path) -> None:
+def test_a_recipe_with_files_and_steps(base: Image, own_store: Path) -> None:
     text = (
         'run = ["/usr/local/bin/tool > /var/lib/result"]\n'
         f'[base]\nparent = "{base.path}"\n[image]\ncommand = ["cat", "/var/lib/result"]\n'
@@ -115,7 +118,7 @@ def test_a_recipe_with_files_and_steps(base: store.Image, own_store: Path) -> No
     assert not cached and record.parent == base.digest
     again, cached = builder.build(recipe.parse(text, "/r/tool.toml"))
     assert cached and again.digest == record.digest
-    found = store.in_store(record).path
+    found = in_store(record).path
     shown = subprocess.run(
         ["unsquashfs", "-cat", found, "var/lib/result"], capture_output=True, check=True
     )
@@ -142,15 +145,15 @@ def test_a_minimal_root_from_a_tar_runs(own_store: Path, apppot: Launcher) -> No
         archive.addfile(info, io.BytesIO(release))
     record = importer.import_file(str(path), "mini")
     assert record.distribution == "Tiny"
-    out = apppot(store.in_store(record).path, "sh", "-c", "uname -r; cat /etc/os-release").ok()
+    out = apppot(in_store(record).path, "sh", "-c", "uname -r; cat /etc/os-release").ok()
     assert out.startswith(b"7.") and out.endswith(release)
 
 
 @pytest.mark.skipif(shutil.which("sqfs2tar") is None, reason="needs squashfs-tools-ng")
 def test_a_container_image_runs_as_docker_runs_it(
-    base: store.Image, own_store: Path, apppot: Launcher, tmp_path: Path
+    base: Image, own_store: Path, apppot: Launcher, tmp_path: Path
 ) -> None:
-    changed = store.Record(
+    changed = Record(
         *(base.digest or "", "tool", "3", "squashfs", 0),
         entrypoint=("/bin/echo", "entry"),
         command=("default",),
@@ -158,7 +161,7 @@ def test_a_container_image_runs_as_docker_runs_it(
         workdir="/var/lib",
         user="games",
     )
-    image = store.Image(base.path, base.format, base.digest, changed, base.probed)
+    image = Image(base.path, base.format, base.digest, changed, base.probed)
     layout = tmp_path / "layout"
     export._oci(image, str(layout))
     transports.import_reference(f"oci:{layout}")
@@ -174,7 +177,7 @@ def test_a_container_image_runs_as_docker_runs_it(
 
 @pytest.mark.skipif(shutil.which("sqfs2tar") is None, reason="needs squashfs-tools-ng")
 def test_both_ways_to_a_tar_agree(
-    base: store.Image, own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Image, own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export.export(base.path, "tar", str(tmp_path / "tool.tar"))
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -188,7 +191,7 @@ def test_both_ways_to_a_tar_agree(
 
 
 def test_a_raw_disk_and_a_qcow2_hold_the_image(
-    base: store.Image, own_store: Path, tmp_path: Path, apppot: Launcher
+    base: Image, own_store: Path, tmp_path: Path, apppot: Launcher
 ) -> None:
     disk = tmp_path / "disk.img"
     export.export(base.path, "raw", str(disk), export.Wishes(boot=False))
@@ -207,7 +210,7 @@ def test_a_raw_disk_and_a_qcow2_hold_the_image(
 
 
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs skopeo")
-def test_skopeo_accepts_an_export(base: store.Image, own_store: Path, tmp_path: Path) -> None:
+def test_skopeo_accepts_an_export(base: Image, own_store: Path, tmp_path: Path) -> None:
     export.export(base.path, "oci", str(tmp_path / "oci"))
     argv = ["skopeo", "inspect", f"oci:{tmp_path}/oci:latest"]
     info = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
@@ -224,20 +227,20 @@ def test_skopeo_accepts_an_export(base: store.Image, own_store: Path, tmp_path: 
     assert record.digest == transports.import_reference(f"oci:{tmp_path}/oci", "there").digest
 
 
-def test_an_image_in_use_survives_rm(own_store: Path, base: store.Image, apppot: Launcher) -> None:
+def test_an_image_in_use_survives_rm(own_store: Path, base: Image, apppot: Launcher) -> None:
     from apppot.host.images import upkeep
 
-    with store.workspace() as folder:
+    with workspace() as folder:
         copy = os.path.join(folder, "image")
         shutil.copyfile(base.path, copy)
-        record = store.add(copy, store.Record("", "used", "1", "squashfs", 0), base.digest)
+        record = store.add(copy, Record("", "used", "1", "squashfs", 0), base.digest)
     env = {"XDG_DATA_HOME": str(own_store)}
     script = "echo up; read go; find /usr -type f -exec cat {} + | wc -c"
     running = apppot.start("used", "sh", "-c", script, stdin=subprocess.PIPE, env=env)
     assert running.line() == b"up\n"
     assert upkeep.remove(["used"]).kept
-    assert os.path.exists(store.blob_path(store.user_store(), record))
+    assert os.path.exists(store.blob_path(user_store(), record))
     result = running.finish(b"go\n")
     assert result.status == 0 and int(result.out) > 100 << 20
     assert not upkeep.prune().kept
-    assert not os.path.exists(store.blob_path(store.user_store(), record))
+    assert not os.path.exists(store.blob_path(user_store(), record))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job, Layer
-from apppot.host.images import store
+from apppot.host.images.resolve import resolve
 from apppot.host.pot import layout
 
 from tests.harness.serial import until_off
@@ -58,7 +58,7 @@ def test_direct_boot_without_pci(kernel: layout.MachineKernel, tmp_path: Path) -
     devices = [
         *disk("root", layout.find_pot().runtime, "virtio-blk-device"),
         *disk("job", job_drive(tmp_path, script, "/dev/vdc"), "virtio-blk-device"),
-        *disk("base", store.resolve(IMAGE).path, "virtio-blk-device"),
+        *disk("base", resolve(IMAGE).path, "virtio-blk-device"),
         *("-device", "virtio-serial-device", "-chardev", "null,id=line"),
         *("-device", "virtserialport,chardev=line,name=org.apppot.0"),
     ]
@@ -78,7 +78,7 @@ def test_a_pc_with_other_disks(kernel: layout.MachineKernel, tmp_path: Path) -> 
     devices = [
         # Of each kind one: several get their names in the order in which they answer.
         *disk("root", layout.find_pot().runtime, "nvme,serial=1"),
-        *disk("base", store.resolve(IMAGE).path, "ide-cd,bus=ide.1"),
+        *disk("base", resolve(IMAGE).path, "ide-cd,bus=ide.1"),
         *disk("job", job_drive(tmp_path, script, "/dev/sr0"), "ide-hd,bus=ide.0"),
         *("-device", "e1000,netdev=net", "-netdev", "user,id=net,restrict=on"),
         *("-virtfs", f"local,path={tmp_path},mount_tag=share,security_model=none,readonly=on"),

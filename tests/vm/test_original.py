@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from apppot.host.images import store
+from apppot.host.images.resolve import resolve
 from apppot.host.pot import layout
 
 from tests.harness.layers import apart, busybox_tree
@@ -97,7 +97,7 @@ def test_memory_kernel_and_image_come_from_the_environment(start: Launcher) -> N
 
 
 def test_the_default_image_is_a_file_here(start: Launcher) -> None:
-    (start.work / "apppot.img").symlink_to(store.resolve(IMAGE).path)
+    (start.work / "apppot.img").symlink_to(resolve(IMAGE).path)
     assert said(start("echo", "in")) == b"in\n"
 
 
@@ -300,6 +300,6 @@ def test_a_wrong_command_line_is_explained(start: Launcher, words: list[str], me
 
 
 def test_a_pair_over_what_cannot_be_written_is_explained(start: Launcher) -> None:
-    image = store.resolve(IMAGE).path
+    image = resolve(IMAGE).path
     start("--apppot", f"x.cow:{image}", "true").failed("squashfs", "ext2/3/4")
     assert not (start.work / "x.cow").exists()

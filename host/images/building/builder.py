@@ -25,6 +25,10 @@ from apppot.host.images.building import apt, steps
 from apppot.host.images.building import recipe as recipes
 from apppot.host.images.building.guest_build import SCRIPT
 from apppot.host.images.building.recipe import Recipe, RecipeFile
+from apppot.host.images.digests import digest_of
+from apppot.host.images.record import Image, Record, check_name
+from apppot.host.images.resolve import resolve
+from apppot.host.images.workspace import user_store, workspace
 from apppot.host.process import run as process
 
 # Part of the cache key: raise it when the way of building changes the result.
@@ -73,7 +77,7 @@ class BuildMode(StrEnum):
         return "root" if self is BuildMode.GUEST else self.value
 
 
-def build(recipe: Recipe, name: str = "", *, force: bool = False) -> tuple[store.Record, bool]:
+def build(recipe: Recipe, name: str = "", *, force: bool = False) -> tuple[Record, bool]:
     """Build `recipe` into the user's store under its own name or `name` (NAME[:VERSION]).
 
     Returns the image's record and whether it was there already: the same recipe on the same
@@ -92,11 +96,11 @@ def build(recipe: Recipe, name: str = "", *, force: bool = False) -> tuple[store
     key = cache_key(recipe, lines, state)
     known = None if force else store.find_build(key)
     if known is not None:
-        store.tag(store.user_store(), label, version, known.digest)
+        store.tag(user_store(), label, version, known.digest)
         return known, True
     mode = choose_mode()
     epoch = state.epoch if recipe.epoch is None else recipe.epoch
-    with store.workspace() as folder:
+    with workspace() as folder:
         image = os.path.join(folder, "image")
         _bootstrap(recipe, lines, mode, epoch, folder, image)
         if recipe.run:
@@ -108,25 +112,25 @@ def build(recipe: Recipe, name: str = "", *, force: bool = False) -> tuple[store
 
 def _with_steps(recipe: Recipe, base: str, epoch: int, target: str) -> str:
     """Do the recipe's steps on the image file `base`; the path of the result."""
-    found = store.resolve(base)
+    found = resolve(base)
     steps.build(found, (), b"", recipe.run, epoch, target, f"building {recipe.name}: steps")
     return target
 
 
-def _build_on_parent(recipe: Recipe, name: str, *, force: bool) -> tuple[store.Record, bool]:
+def _build_on_parent(recipe: Recipe, name: str, *, force: bool) -> tuple[Record, bool]:
     label, version = _label(recipe, name)
     parent = _parent(recipe.parent)
-    digest = store.digest_of(parent)
+    digest = digest_of(parent)
     inputs = (BUILDER_VERSION, SCRIPT, recipe.inputs(), digest)
     key = hashlib.sha256(repr(inputs).encode()).hexdigest()
     known = None if force else store.find_build(key)
     if known is not None:
-        store.tag(store.user_store(), label, version, known.digest)
+        store.tag(user_store(), label, version, known.digest)
         return known, True
     epoch = steps.epoch_of(parent) if recipe.epoch is None else recipe.epoch
     files = files_tar(recipe.files, epoch) if recipe.files else b""
     run = (*((COMPILE_IN_GUEST,) if recipe.embed_agent else ()), *recipe.run)
-    with store.workspace() as folder:
+    with workspace() as folder:
         image = os.path.join(folder, "image")
         title = f"building {recipe.name}"
         steps.build(parent, recipe.packages, files, run, epoch, image, title)
@@ -136,20 +140,20 @@ def _build_on_parent(recipe: Recipe, name: str, *, force: bool) -> tuple[store.R
     return record, False
 
 
-def _parent(reference: str) -> store.Image:
+def _parent(reference: str) -> Image:
     """The parent image; built first where it is a recipe's and not there yet."""
     try:
-        return store.resolve(reference)
+        return resolve(reference)
     except ImageError as missing:
         try:
             own = recipes.load(reference)
         except ApppotError:
             raise missing from None
     build(own)
-    return store.resolve(reference)
+    return resolve(reference)
 
 
-def _inherited(own: store.Record, parent: store.Record | None, digest: str) -> store.Record:
+def _inherited(own: Record, parent: Record | None, digest: str) -> Record:
     """A child's record: what its recipe does not say is its parent's."""
     if parent is None:
         return replace(own, parent=digest)
@@ -168,7 +172,7 @@ def _inherited(own: store.Record, parent: store.Record | None, digest: str) -> s
 def _label(recipe: Recipe, name: str) -> tuple[str, str]:
     label, _, version = name.partition(":")
     label, version = label or recipe.name, version or recipe.version
-    store.check_name(label, version)
+    check_name(label, version)
     return label, version
 
 
@@ -183,8 +187,8 @@ def _archive_state(lines: Sequence[str]) -> apt.ArchiveState:
     return apt.archive_state(lines, os.path.join(paths.cache_home(), "apt", name))
 
 
-def _record(recipe: Recipe, name: str, version: str, image: str) -> store.Record:
-    return store.Record(
+def _record(recipe: Recipe, name: str, version: str, image: str) -> Record:
+    return Record(
         digest="",
         name=name,
         version=version,

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from apppot.host.common.errors import UsageError
 from apppot.host.common.paths import recipe_homes
-from apppot.host.images import store
+from apppot.host.images.record import LATEST, valid_name, valid_version
 
 TOP_KEYS = ("base", "image", "packages", "files", "run")
 BASE_KEYS = ("suite", "mirror", "components", "parent")
@@ -194,14 +194,14 @@ def _flag(reader: _Reader, table: Mapping[str, Any], key: str) -> bool:
 
 def _name(reader: _Reader, image: Mapping[str, Any], stem: str) -> str:
     name = reader.text(image, "name", stem)
-    if not store.valid_name(name):
+    if not valid_name(name):
         reader.fail(f"`image.name` {name!r} cannot be a name", "lower-case letters, digits, . _ -")
     return name
 
 
 def _version(reader: _Reader, image: Mapping[str, Any]) -> str:
     version = reader.text(image, "version", "1")
-    if not store.valid_version(version) or version == store.LATEST:
+    if not valid_version(version) or version == LATEST:
         reader.fail(f"`image.version` {version!r} cannot be a version", "for instance 1 or 12.5")
     return version
 

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from apppot.host.common.errors import ApppotError, BuildError
 from apppot.host.common.progress import Progress
 from apppot.host.common.text import printable
-from apppot.host.images import pack, store
+from apppot.host.images import pack
 from apppot.host.images.building.guest_build import SCRIPT
 from apppot.host.images.probe import ImageFormat
-from apppot.host.images.store import Image
+from apppot.host.images.record import Image
+from apppot.host.images.workspace import hold
 from apppot.host.process import run
 
 MEMORY, SCRATCH = "1G", "32G"  # the disk is sparse
@@ -74,7 +75,7 @@ def build(
     No file's time is later than `epoch` (seconds).  Raises BuildError with what the failing
     step said last.
     """
-    held = store.hold(parent.path)
+    held = hold(parent.path)
     feed = os.memfd_create("files", os.MFD_CLOEXEC)
     try:
         os.write(feed, files)

@@ -9,8 +9,12 @@ from apppot.host.common.errors import UsageError
 from apppot.host.common.progress import Progress
 from apppot.host.images import sessions, store
 from apppot.host.images.changes import inguest
+from apppot.host.images.changes.session import image_of
+from apppot.host.images.digests import digest_of
 from apppot.host.images.probe import ImageFormat
-from apppot.host.images.store import Image, Record
+from apppot.host.images.record import Image, Record, check_name
+from apppot.host.images.resolve import resolve
+from apppot.host.images.workspace import workspace
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Layers:
 def of_session(name: str) -> Layers:
     """The layers of the session `name`.  Raises SessionError where there is none."""
     session = sessions.get(name)
-    return Layers(sessions.image_of(session), session.changes, session.name)
+    return Layers(image_of(session), session.changes, session.name)
 
 
 def commit(layers: Layers, name: str, description: str = "", *, force: bool = False) -> Record:
@@ -40,13 +44,13 @@ def commit(layers: Layers, name: str, description: str = "", *, force: bool = Fa
     Raises ImageError and SessionError; the store has the whole image or none of it.
     """
     label, _, version = name.partition(":")
-    store.check_name(label, version or "1")
+    check_name(label, version or "1")
     if not layers.changes and not layers.session:
         raise UsageError(
             "there is nothing to commit over the base", "--changes FILE, or --session NAME"
         )
     base = _base(layers.base)
-    with store.workspace() as folder, Progress(f"committing {name}"):
+    with workspace() as folder, Progress(f"committing {name}"):
         words = ["commit", "image", *(["session"] if layers.session else [])]
         inguest.run(words, layers.options(), layers.base, folder)
         record = _record(base, label, version or "1", description)
@@ -59,7 +63,7 @@ def _base(reference: str) -> Image:
             "this host's own root cannot be committed: much of it cannot be read",
             "`apppot changes save` keeps what was changed over it",
         )
-    return store.resolve(reference)
+    return resolve(reference)
 
 
 def _record(base: Image, name: str, version: str, description: str) -> Record:
@@ -73,7 +77,7 @@ def _record(base: Image, name: str, version: str, description: str) -> Record:
         size=0,
         distribution=known.distribution,
         description=description or known.description,
-        parent=store.digest_of(base),
+        parent=digest_of(base),
         command=known.command,
         entrypoint=known.entrypoint,
         env=known.env,

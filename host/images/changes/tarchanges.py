@@ -20,9 +20,11 @@ from apppot.host.common.units import timestamp
 from apppot.host.images import probe, store
 from apppot.host.images.changes import inguest
 from apppot.host.images.changes import record as changes
+from apppot.host.images.digests import digest_of
 from apppot.host.images.importing import importer, tarstream
-from apppot.host.images.store import Image
-from apppot.host.plan.planner import HOST_IMAGE
+from apppot.host.images.record import DIGEST_PREFIX, HOST_IMAGE, MAX_WORD, Image, Record
+from apppot.host.images.resolve import in_store
+from apppot.host.images.workspace import workspace
 from apppot.host.process import run
 
 # Part of the key: raise it when the same inputs give another result.
@@ -45,7 +47,7 @@ def convert(path: str, image: Image | None, over: Sequence[Image]) -> Image:
     if record is None:
         record = _convert(path, image, over)
         store.remember_build(key, record.digest)
-    return store.in_store(record)
+    return in_store(record)
 
 
 def _state(path: str) -> tuple[str, int, int, int]:
@@ -59,9 +61,9 @@ def _identity(image: Image | None) -> object:
     return image.digest or _state(image.path)
 
 
-def _convert(path: str, image: Image | None, over: Sequence[Image]) -> store.Record:
+def _convert(path: str, image: Image | None, over: Sequence[Image]) -> Record:
     name = printable(os.path.basename(path))
-    with store.workspace() as folder, Progress(f"reading changes from {name}"):
+    with workspace() as folder, Progress(f"reading changes from {name}"):
         _show(path, folder)
         words = ["convert", "image", _IN_GUEST, *([] if image else ["plain"])]
         options = ["--scratch", _SCRATCH, "--bind", f"archive:{_IN_GUEST}:ro"]
@@ -75,9 +77,9 @@ def _convert(path: str, image: Image | None, over: Sequence[Image]) -> store.Rec
         base, *between = [_digest(item) for item in (image, *over)]
         label = image.record.name if image and image.record else _reference(image)
         changes.seal(made, changes.Changes(base, label, timestamp(), tuple(between)))
-        record = store.Record(
+        record = Record(
             digest="",
-            name=f"changes-{importer.default_name(path)}"[: store.MAX_WORD],
+            name=f"changes-{importer.default_name(path)}"[:MAX_WORD],
             version="1",
             format=probe.ImageFormat.EROFS,
             size=0,
@@ -111,8 +113,8 @@ def _decompress(path: str, out: BinaryIO) -> None:
 def _reference(image: Image | None) -> str:
     if image is None:
         return HOST_IMAGE
-    return f"{store.DIGEST_PREFIX}{image.digest}" if image.digest else os.path.abspath(image.path)
+    return f"{DIGEST_PREFIX}{image.digest}" if image.digest else os.path.abspath(image.path)
 
 
 def _digest(image: Image | None) -> str:
-    return HOST_IMAGE if image is None else store.digest_of(image)
+    return HOST_IMAGE if image is None else digest_of(image)

@@ -21,10 +21,11 @@ from apppot.guest.protocol.job import Job, Layer
 from apppot.host.common.errors import ImageError
 from apppot.host.common.files import file_digest
 from apppot.host.common.progress import Progress
-from apppot.host.images import store
 from apppot.host.images.changes import record as changes
+from apppot.host.images.digests import digest_of
 from apppot.host.images.probe import ImageFormat
-from apppot.host.images.store import Image
+from apppot.host.images.record import Image
+from apppot.host.images.resolve import resolve
 from apppot.host.pot import layout
 from apppot.host.process import run
 
@@ -78,11 +79,11 @@ def resolve_changes(paths: Sequence[str], image: Image) -> list[Image]:
     """The changes files, each checked to belong to `image`.  Raises ImageError."""
     found = []
     for path in paths:
-        one = store.resolve(path if "/" in path else f"./{path}")
+        one = resolve(path if "/" in path else f"./{path}")
         record = changes.read(one.path)
         if record is not None:
             name = image.record.name if image.record else image.path
-            changes.check_base(path, record, store.digest_of(image), name)
+            changes.check_base(path, record, digest_of(image), name)
         found.append(one)
     return found
 
@@ -104,7 +105,7 @@ def write(
             FORMAT,
             kernel_digest,
             pot.runtime_digest,
-            *map(store.digest_of, [image, *over]),
+            *map(digest_of, [image, *over]),
             str(scratch),
         ]
     )

@@ -22,10 +22,11 @@ from typing import Any
 
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.progress import Progress
-from apppot.host.images import store
 from apppot.host.images.importing.oci import MACHINES, REFERENCE
 from apppot.host.images.probe import ImageFormat, require_bootable
-from apppot.host.images.store import Image
+from apppot.host.images.record import Image
+from apppot.host.images.resolve import resolve
+from apppot.host.images.workspace import hold
 from apppot.host.process import run
 
 DISKS = ("raw", "qcow2", "vdi", "vmdk", "ova")
@@ -83,7 +84,7 @@ def export(reference: str, form: str, output: str, wishes: Wishes | None = None)
     """
     wishes = wishes or Wishes()
     _check(form, wishes)
-    image = store.resolve(reference)
+    image = resolve(reference)
     if os.path.lexists(output):
         raise UsageError(f"{output!r} is there already", "remove it, or name another -o")
     writers: dict[str, Callable[[Image, str], None]] = {
@@ -97,7 +98,7 @@ def export(reference: str, form: str, output: str, wishes: Wishes | None = None)
         work = tempfile.mkdtemp(dir=folder, prefix=".apppot-export-")
     except OSError as error:
         raise ImageError(f"{folder} cannot be written: {error.strerror}") from None
-    held = store.hold(image.path)
+    held = hold(image.path)
     try:
         with Progress(f"exporting {reference} to {output}") as progress:
             made = os.path.join(work, "result")

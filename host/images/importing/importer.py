@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from apppot.host.common.errors import ImageError, UsageError
+from apppot.host.common.files import pwrite_all
 from apppot.host.common.progress import Progress
 from apppot.host.common.text import printable
 from apppot.host.images import pack, store
@@ -27,6 +28,8 @@ from apppot.host.images.probe import (
     probe_descriptor,
     require_bootable,
 )
+from apppot.host.images.record import MAX_WORD, RESERVED_NAMES, Record, check_name
+from apppot.host.images.workspace import workspace
 
 STDIN = "-"
 CHUNK = 1 << 20
@@ -50,7 +53,7 @@ class Source:
 
 def import_file(
     path: str, name: str = "", command: tuple[str, ...] = (), *, force: bool = False
-) -> store.Record:
+) -> Record:
     """Put the file at `path` ("-" is standard input) into the user's store.
 
     `name` is NAME[:VERSION]; without it the file's own name serves.  Raises ImageError for
@@ -58,10 +61,10 @@ def import_file(
     and `force` does not say that it shall move; UsageError for a name that cannot be made.
     """
     label, version = _label(path, name)
-    with explained(path), store.workspace() as folder, _opened(path, folder) as source:
+    with explained(path), workspace() as folder, _opened(path, folder) as source:
         image = os.path.join(folder, "image")
         kind, digest = _convert(source, image)
-        record = store.Record(
+        record = Record(
             digest="",
             name=label,
             version=version,
@@ -89,15 +92,15 @@ def _label(path: str, name: str) -> tuple[str, str]:
     if not label and path == STDIN:
         raise UsageError("an import from standard input needs a name", "--name NAME[:VERSION]")
     label = label or default_name(path)
-    store.check_name(label, version or "1")
+    check_name(label, version or "1")
     return label, version or "1"
 
 
 def default_name(path: str) -> str:
     """An image name made of a file's name: lower case, without its endings."""
     stem = SUFFIXES.sub("", os.path.basename(path).lower())
-    name = re.sub(r"[^a-z0-9._-]+", "-", stem).strip("._-")[: store.MAX_WORD] or "image"
-    return f"{name}-image" if name in store.RESERVED_NAMES else name
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem).strip("._-")[:MAX_WORD] or "image"
+    return f"{name}-image" if name in RESERVED_NAMES else name
 
 
 @contextmanager
@@ -169,7 +172,7 @@ def _copy(source: Source, image: str) -> str:
         while data := os.pread(source.descriptor, min(CHUNK, end - at), at):
             digest.update(data)
             if not shared and data.count(0) != len(data):
-                pack.pwrite_all(out.fileno(), data, at - start)
+                pwrite_all(out.fileno(), data, at - start)
             at += len(data)
             progress.update(at - start)
         os.ftruncate(out.fileno(), at - start)

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 
 from apppot.host.common.errors import ImageError
+from apppot.host.common.files import write_all
 from apppot.host.common.progress import Progress
 from apppot.host.common.text import printable
 from apppot.host.images import pack
@@ -158,7 +159,7 @@ class _Sender:
             count -= len(piece)
 
     def flush(self) -> None:
-        pack.write_all(self._writer, b"".join(self._parts))
+        write_all(self._writer, b"".join(self._parts))
         self._parts.clear()
         self._size = 0
 

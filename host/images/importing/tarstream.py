@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apppot.host.common.errors import ApppotError, ImageError
+from apppot.host.common.files import write_all
 from apppot.host.images import pack
 from apppot.host.images.probe import tar_compression
 from apppot.host.process import run
@@ -265,7 +266,7 @@ class _Zstd:
     def _supply(self) -> None:
         try:
             while data := self._source.read(CHUNK):
-                pack.write_all(self._in_writer, data)
+                write_all(self._in_writer, data)
         except OSError:
             pass  # zstd is gone and says why, or the stream ends early and it says so
         finally:

@@ -20,6 +20,8 @@ from apppot.host.common.text import printable
 from apppot.host.images import pack, store
 from apppot.host.images.importing import importer, merge, oci, tarstream
 from apppot.host.images.probe import ImageFormat, probe
+from apppot.host.images.record import LATEST, Record, check_name, valid_version
+from apppot.host.images.workspace import workspace
 from apppot.host.process import run
 
 VERSION = 1  # of the way of importing; part of what is remembered
@@ -55,7 +57,7 @@ def parse(text: str) -> Reference:
     return Reference(kind, place, tag)
 
 
-def cached(text: str) -> store.Record:
+def cached(text: str) -> Record:
     """The record of the image that `text` names; imported where the store does not have it."""
     reference = parse(text)
     if reference.kind == "docker":
@@ -72,7 +74,7 @@ def _key(identity: str) -> str:
 
 def import_reference(
     text: str, name: str = "", command: tuple[str, ...] = (), *, force: bool = False
-) -> store.Record:
+) -> Record:
     """Import the image that `text` names under NAME[:VERSION], by default its own.
 
     Raises ImageError for what is missing, damaged, or would take another image's name.
@@ -80,7 +82,7 @@ def import_reference(
     reference = parse(text)
     with importer.explained(text), opened(reference) as container:
         label, version = _label(reference, container, name)
-        with store.workspace() as folder:
+        with workspace() as folder:
             image = os.path.join(folder, "image")
             merge.merge(
                 container.layers,
@@ -89,7 +91,7 @@ def import_reference(
                 whiteouts=True,
                 directories=[container.workdir] if container.workdir else [],
             )
-            record = store.Record(
+            record = Record(
                 digest="",
                 name=label,
                 version=version,
@@ -123,9 +125,9 @@ def _label(reference: Reference, container: oci.Container, name: str) -> tuple[s
         repository, tag = reference.place.rstrip("/"), own
     label = label or importer.default_name(repository or reference.place)
     if not version:
-        fits = store.valid_version(tag) and tag != store.LATEST
+        fits = valid_version(tag) and tag != LATEST
         version = tag if fits else container.digest.partition(":")[2][:SHORT]
-    store.check_name(label, version)
+    check_name(label, version)
     return label, version
 
 
@@ -145,7 +147,7 @@ def opened(reference: Reference) -> Iterator[oci.Container]:
         with _plain(reference.place) as path, oci.docker_archive(path, reference.tag) as container:
             yield container
     else:
-        with store.workspace() as folder:
+        with workspace() as folder:
             layout = os.path.join(folder, "layout")
             fetch(reference.place, layout)
             yield oci.read_layout(layout)
@@ -160,7 +162,7 @@ def _plain(path: str) -> Iterator[str]:
     if probed.detail == "plain":
         yield path
         return
-    with store.workspace() as folder:
+    with workspace() as folder:
         plain = os.path.join(folder, "plain.tar")
         blob = tarstream.Blob(path, probed.size, path, whole=False)
         with open(plain, "xb") as out, tarstream.opened(blob) as stream:

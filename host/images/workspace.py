@@ -1,0 +1,116 @@
+"""Places in a store where images are made, and images held while they are used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from apppot.host.common import paths
+from apppot.host.common.errors import ImageError
+from apppot.host.common.files import listdir
+
+STALE_SECONDS = 3600.0
+
+
+def user_store() -> str:
+    """The store that is written to."""
+    return paths.image_stores()[-1]
+
+
+@contextmanager
+def workspace() -> Iterator[str]:
+    """A private directory inside the user's store, on the same file system as the blobs.
+
+    Locked while it is in use and removed afterwards; what a crash left is swept by a later
+    caller, by age and lock.
+    """
+    import fcntl
+    import shutil
+    import tempfile
+
+    root = os.path.join(user_store(), "tmp")
+    make_directory(root)
+    for directory in abandoned(STALE_SECONDS):
+        shutil.rmtree(directory, ignore_errors=True)
+    with locked(user_store()):  # `prune` must not come between the two
+        directory = tempfile.mkdtemp(dir=root)
+        place = os.path.join(directory, "lock")
+        lock = os.open(place, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def abandoned(age: float) -> Iterator[str]:
+    """Workspaces untouched for `age` seconds whose owner does not live; locked while looked at."""
+    import fcntl
+    import time
+
+    root = os.path.join(user_store(), "tmp")
+    for entry in listdir(root):
+        directory = os.path.join(root, entry)
+        try:
+            if time.time() - os.stat(directory).st_mtime < age:
+                continue
+            lock = os.open(os.path.join(directory, "lock"), os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield directory
+        except BlockingIOError:
+            pass  # its owner lives
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def locked(store: str, *, exclusive: bool = False) -> Iterator[None]:
+    """Hold the store's lock: shared while an image becomes visible, exclusive while one goes."""
+    import fcntl
+
+    make_directory(store)
+    lock = os.open(os.path.join(store, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
+
+
+def hold(path: str) -> int:
+    """A descriptor with a shared lock on an image file; it stays usable and in place.
+
+    The lock goes with the descriptor, also by kill -9.  Raises ImageError where the image was
+    removed since it was found.
+    """
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageError(f"image {path!r} cannot be read: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for no longer than a removal takes
+    except OSError:
+        return descriptor  # a file system without locks: the open file stays valid
+    if not os.path.exists(path):
+        os.close(descriptor)
+        raise ImageError(f"image {path!r} was removed just now", "apppot image list")
+    return descriptor
+
+
+def make_directory(path: str) -> None:
+    if os.path.isdir(path):
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ImageError(
+            f"the image store {path} cannot be made: {error.strerror}",
+            "set XDG_DATA_HOME to a directory that you can write to",
+        ) from None

@@ -1,0 +1,324 @@
+"""A command line made into a plan: settings, image, capabilities."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from apppot.host.commands.options import environment, parse_bind, parse_entrypoint, parse_forward
+from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.config.caller import wants_terminal
+from apppot.host.runs.kernels import check_kernel_file, uml_kernel, x86_kernel
+
+if TYPE_CHECKING:
+    from apppot.host.capabilities.memory import Memory
+    from apppot.host.config.caller import Caller
+    from apppot.host.config.settings import Setting
+    from apppot.host.hypervisor.base import Hypervisor
+    from apppot.host.hypervisor.launchplan import LaunchPlan
+    from apppot.host.images.record import Image
+    from apppot.host.plan.request import Ground, Request
+    from apppot.host.warm.store import Kept
+
+
+class Prepared:
+    """A command line made into a plan: settings, image, capabilities, plan.
+
+    What the plan holds (a session) is released with `stack`.
+    """
+
+    def __init__(self, args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+        from apppot.host.capabilities import capabilities
+        from apppot.host.capabilities.memory import memory
+        from apppot.host.common import paths
+        from apppot.host.config import settings as config
+        from apppot.host.config.caller import Caller
+        from apppot.host.hypervisor.choice import candidates
+
+        options = {name: getattr(args, name, None) for name in config.RULES}
+        self.settings: dict[str, Setting] = config.resolve(
+            options, os.environ, paths.config_files()
+        )
+        self.capabilities = capabilities.limited(
+            capabilities.probe(),
+            self.settings["qemu_machine"].value,
+            self.settings["qemu_share"].value,
+        )
+        self._candidates = candidates(self.settings["hypervisor"], self.capabilities)
+        self.caller = Caller.of_this_process()
+        if getattr(args, "neutral", False):
+            self.caller = self.caller.neutral()
+        tty = wants_terminal(args, self.caller)
+        self.request: Request = _request(args, tty, self.caller)
+        if getattr(args, "session", None) is not None:
+            disk = hold_session(args, self.request, stack)
+            self.request = replace(self.request, session_disk=disk)
+        self.room = memory()
+        self._problems: dict[str, ApppotError] = {}
+        self._plan()
+        if self.hypervisor.host_memory:
+            check_memory(self.settings["memory"], self.room)
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The one that `plan` is for."""
+        return self._candidates[0]
+
+    def kept(self) -> Kept | None:
+        """The kept machine that this run can resume from, where there is one."""
+        if self.settings["warm"].value == "off" or not self.hypervisor.monitored:
+            return None
+        from apppot.host.common import paths
+
+        if not os.path.isdir(os.path.join(paths.cache_home(), "warm")):
+            return None
+        from apppot.host.common.errors import Unsuited
+        from apppot.host.warm import key, store
+
+        try:
+            plan, hypervisor = self.keepable(), self.hypervisor.alone()
+        except Unsuited:
+            return None
+        if key.obstacle(plan, hypervisor):
+            return None
+        return store.find(key.key(plan, hypervisor, self.request))
+
+    def keepable(self) -> LaunchPlan:
+        """The plan of a machine that can be kept: it has no process beside its own.
+
+        Raises Unsuited where such a machine cannot do what is asked.
+        """
+        hypervisor = self.hypervisor.alone()
+        if hypervisor.share == self.hypervisor.share:
+            return self.plan
+        from apppot.host.plan import planner
+
+        ground = replace(self.ground, hypervisor=hypervisor)
+        return planner.make_plan(self.request, self.settings, self.caller, ground)
+
+    def give_up(self, kept: Kept, reason: str) -> None:
+        """Delete a kept machine of which no guest came to life, and start cold."""
+        from apppot.host.warm import store
+
+        self.settings["warm"] = replace(self.settings["warm"], value="off")
+        with contextlib.suppress(OSError):
+            store.remove(kept)
+        sys.stderr.write(f"apppot: warning: warm start: {reason}; it is deleted, starting cold\n")
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other hypervisor is left to try."""
+        return len(self._candidates) == 1
+
+    def next_hypervisor(self) -> bool:
+        """Plan for the next one that can be tried; False where there is none."""
+        if self.is_last:
+            return False
+        del self._candidates[0]
+        self._plan()
+        return True
+
+    def _plan(self) -> None:
+        """Plan for the first candidate that can do what is asked; those before it are dropped."""
+        while not self._plan_for_first():
+            del self._candidates[0]
+
+    def _plan_for_first(self) -> bool:
+        from apppot.host.common.errors import PotError, Unsuited
+        from apppot.host.hypervisor import verdicts
+        from apppot.host.plan import planner
+
+        if self.request.image is None and self.request.cow is None:
+            # The host's root is many file systems.
+            self._candidates[0] = self.hypervisor.alone()
+        try:
+            check_kernel_file(self.settings["kernel"], self.hypervisor)
+            self.ground: Ground = _ground(self)
+            if not self.is_last and verdicts.recall(
+                self.hypervisor.name, self.ground.kernel.digest
+            ):
+                return False
+            self.plan = planner.make_plan(self.request, self.settings, self.caller, self.ground)
+        except (PotError, Unsuited) as error:
+            self._problems[self.hypervisor.name] = error
+            if self.is_last:
+                # What User-Mode Linux lacks tells most: it needs the least.
+                raise self._problems.get("uml", error) from None
+            return False
+        return True
+
+
+def hold_session(args: argparse.Namespace, request: Request, stack: contextlib.ExitStack) -> str:
+    """The disk of the session asked for, made if it is new and held until `stack` closes."""
+    from apppot.host.images import sessions
+
+    base = "+".join([_digest(request.image), *map(_digest, request.changes)])
+    session = sessions.find(args.session)
+    if session is None:
+        changes = tuple(os.path.realpath(image.path) for image in request.changes)
+        is_file = request.image is not None and request.image.digest is None
+        image = os.path.realpath(args.image) if is_file else args.image
+        session = sessions.create(args.session, image, base, changes)
+    sessions.check_base(session, base)
+    stack.enter_context(sessions.held(session))
+    return session.disk
+
+
+def _digest(image: Image | None) -> str:
+    """The image's digest; a file outside the store has it computed."""
+    from apppot.host.images.digests import known_digest
+
+    if image is None:
+        return "host"
+    return image.digest or known_digest(image.path)
+
+
+def _request(args: argparse.Namespace, tty: bool, caller: Caller) -> Request:
+    from apppot.host.plan.request import Request
+
+    # Not os.fsencode on the way in: argv arrived by it, so this gives back the very bytes.
+    argv = tuple(os.fsencode(word) for word in args.argv)
+    if argv[:1] == (b"--",):
+        argv = argv[1:]
+    cow = getattr(args, "cow", None)
+    image = None if cow is not None else find_image(args.image)
+    return Request(
+        image=image,
+        argv=argv,
+        changes=_changes(args.changes, image),
+        binds=tuple(parse_bind(text) for text in args.bind),
+        env=environment(args),
+        workdir=args.workdir,
+        tty=tty,
+        # In the background, reading the terminal would stop the launcher.
+        read_stdin=not args.no_stdin and (caller.foreground or 0 not in caller.terminals),
+        shell=args.console,
+        entrypoint=parse_entrypoint(getattr(args, "entrypoint", None)),
+        in_pot=args.in_pot,
+        inputs=tuple(getattr(args, "input", None) or ()),
+        outputs=tuple(getattr(args, "output", None) or ()),
+        follow=tuple(getattr(args, "follow", None) or ()),
+        forwards=tuple(parse_forward(text) for text in args.publish),
+        # What only the original's command line can ask for.
+        cow=cow,
+        extra=getattr(args, "extra", ()),
+        run_scripts=getattr(args, "run_scripts", False),
+    )
+
+
+def find_image(reference: str) -> Image | None:
+    """The image that `reference` names; None for `host`.  Raises ImageError."""
+    from apppot.host.images.record import HOST_IMAGE
+    from apppot.host.images.resolve import resolve
+
+    return None if reference == HOST_IMAGE else resolve(reference)
+
+
+def _changes(paths: list[str], image: Image | None) -> tuple[Image, ...]:
+    """The changes files at `paths`, lowest first, checked to belong to `image`.
+
+    A tar is converted, once for each image.
+    """
+    from apppot.host.images.probe import ImageFormat, probe
+
+    found: list[Image] = []
+    for path in paths:
+        if probe(path).format is ImageFormat.TAR:
+            from apppot.host.images.changes import tarchanges
+
+            found.append(tarchanges.convert(path, image, found))
+        else:
+            found.append(_changes_file(path, image))
+    return tuple(found)
+
+
+def _changes_file(path: str, image: Image | None) -> Image:
+    """The changes file at `path`, checked to belong to `image`."""
+    from apppot.host.images.changes import record as changes
+    from apppot.host.images.resolve import resolve
+
+    found = resolve(path if "/" in path else f"./{path}")
+    record = changes.read(found.path)
+    # The changes of changes (joined in a guest) have no base among them.
+    if record is not None and not (image is not None and changes.read(image.path)):
+        changes.check_base(path, record, _digest(image), _label(image))
+    return found
+
+
+def _label(image: Image | None) -> str:
+    """What the user calls an image."""
+    if image is None:
+        return "host"
+    return image.record.name if image.record is not None else image.path
+
+
+def check_memory(setting: Setting, room: Memory) -> None:
+    """Say beforehand when the memory asked for cannot be had.  Raises UsageError."""
+    if setting.value > room.total:
+        raise UsageError(
+            f"{setting.origin}: {setting.value >> 20} MB of memory cannot be had: "
+            f"{room.limited_by} has {room.total >> 20} MB",
+            "ask for less with --mem, or for a larger allocation",
+        )
+    if setting.value > room.available and setting.value > room.huge:
+        sys.stderr.write(
+            f"apppot: warning: {setting.value >> 20} MB of guest memory asked for, "
+            f"{room.available >> 20} MB are free now\n"
+        )
+
+
+def _ground(prepared: Prepared) -> Ground:
+    from apppot.host.common import terminal
+    from apppot.host.confinement.sandbox import Confinement
+    from apppot.host.plan.confinement import choose, confinement_wish
+    from apppot.host.plan.request import Ground
+    from apppot.host.pot import layout
+
+    settings: dict[str, Any] = {name: item.value for name, item in prepared.settings.items()}
+    if prepared.hypervisor.kernel == "uml":
+        kernel, modules = uml_kernel(settings, prepared.capabilities)
+    else:
+        kernel, modules = x86_kernel(settings["kernel"]), None
+    wish = confinement_wish(
+        settings["confine"],
+        prepared.hypervisor,
+        host_image=prepared.request.image is None,
+        uid=prepared.caller.uid,
+        landlock=prepared.capabilities.landlock,
+    )
+    rows, columns = terminal.size(0)
+    return Ground(
+        hypervisor=prepared.hypervisor,
+        kernel=kernel,
+        modules=modules,
+        runtime=layout.find_runtime(),
+        slirp=prepared.capabilities.slirp,
+        user_network=prepared.capabilities.qemu_user_network,
+        rows=rows,
+        columns=columns,
+        job_directory=job_directory(settings["job_dir"]),
+        confine=wish,
+        room=prepared.room,
+        mapped=choose(wish, prepared.capabilities) is Confinement.BUBBLEWRAP,
+        hello_seconds=60.0 if prepared.is_last else 10.0,
+    )
+
+
+def job_directory(text: str) -> str | None:
+    """The job directory as an absolute path, None for `none`.  Raises UsageError."""
+    if text == "none":
+        return None
+    hint = "change to another directory, or use --job-dir DIR or --job-dir none"
+    try:
+        path = os.path.abspath(text)
+        if not os.path.isdir(path):
+            raise UsageError(f"the job directory {path} is not a directory", hint)
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UsageError(f"the job directory {path} cannot be read", hint)
+    except OSError as error:
+        raise UsageError(f"the job directory {text}: {error.strerror}", hint) from error
+    return path

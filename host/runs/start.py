@@ -1,0 +1,64 @@
+"""Start a run, on the first hypervisor whose guest says HELLO."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from apppot.host.runs.prepare import Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from apppot.host.machine.run import Run
+    from apppot.host.runs.recorder import Book
+    from apppot.host.warm.machine import Resuming
+    from apppot.host.warm.store import Kept
+
+
+STARTED = time.monotonic()
+
+
+def run_first(prepared: Prepared, open_book: Callable[[], Book] | None = None) -> Run:
+    """Run on the first hypervisor whose guest says HELLO; before that no payload has started."""
+    from apppot.host.hypervisor import verdicts
+    from apppot.host.machine import failure, launch
+
+    while True:
+        kept, hypervisor = prepared.kept(), prepared.hypervisor
+        try:
+            with contextlib.ExitStack() as stack:
+                warmth = None if kept is None else _resuming(kept, prepared, stack)
+                return launch.run(
+                    prepared.plan if warmth is None else warmth.plan,
+                    hypervisor if kept is None else hypervisor.alone(),
+                    prepared.capabilities,
+                    prepared.request.read_stdin,
+                    open_book,
+                    warmth,
+                )
+        except failure.NoHello as error:
+            if kept is not None:
+                prepared.give_up(kept, error.reason)
+                continue
+            silent, digest = prepared.hypervisor, prepared.plan.kernel.digest
+            if not prepared.next_hypervisor():
+                raise
+            verdicts.remember(silent.name, digest, error.reason)
+            sys.stderr.write(
+                f"apppot: warning: {silent.name}: {error.reason}; trying "
+                f"{prepared.hypervisor.name}, also next time until this host boots again\n"
+            )
+
+
+def _resuming(kept: Kept, prepared: Prepared, stack: contextlib.ExitStack) -> Resuming:
+    from apppot.host.machine.failure import NoHello
+    from apppot.host.warm.machine import Resuming
+
+    try:
+        return Resuming(kept, prepared.keepable(), stack)
+    except OSError as error:
+        reason = f"the kept machine cannot be read: {error}"
+        raise NoHello(reason, "", reason) from error
