@@ -104,6 +104,11 @@ def _decode(kind: str, value: Any) -> Any:
         raise JobError(f"expected pairs, got {value!r:.60}") from error
 
 
+def changed(record: Any, **values: Any) -> Any:
+    """A record like `record`, but for the fields that are given."""
+    return type(record)(**{name: getattr(record, name) for name in record.FIELDS} | values)
+
+
 class Layer(_Record):
     """One file system of the merged root; the first is the lowest (the base image)."""
 

@@ -30,11 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Judge, print; 0 when a guest can run here, EXIT_FAILED otherwise."""
     from apppot.host.common import paths
-    from apppot.host.config import settings as config
+    from apppot.host.config.settings import Options, resolve
     from apppot.host.doctor import checks as doctor
     from apppot.host.doctor.facts import gather
 
-    settings = config.resolve({"memory": args.memory}, os.environ, paths.config_files())
+    settings = resolve(Options(memory=args.memory), os.environ, paths.config_files())
     facts = gather(settings)
     checks = doctor.examine(facts)
     steps: list[Step] = []

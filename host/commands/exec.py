@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-w", "--workdir", metavar="DIR", help="where the command starts")
     add("name", metavar="NAME", help="name or id of a run")
     add("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="default: a login shell")
-    parser.set_defaults(func=main, env_file=[], console=False)
+    parser.set_defaults(func=main)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -61,24 +61,23 @@ def main(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> Any:
     from apppot.host.channel.control import Request
-    from apppot.host.commands.options import environment
+    from apppot.host.commands.options import command, environment
     from apppot.host.common import terminal
-    from apppot.host.config.caller import Caller, wants_terminal
+    from apppot.host.config.caller import Caller
 
     caller = Caller.of_this_process()
-    argv = tuple(os.fsencode(word) for word in args.argv)
     rows, columns = terminal.size(0)
-    env = environment(args)
-    tty = wants_terminal(args, caller)
+    env = environment((), args.env)
+    tty = caller.wants_terminal(args.tty, stdin=not args.no_stdin, shell=False)
     if tty and b"TERM" in os.environb:
         env.setdefault(b"TERM", os.environb[b"TERM"])
     return Request(
-        argv=argv[1:] if argv[:1] == (b"--",) else argv,
+        argv=command(args.argv),
         env=env,
         cwd=None if args.workdir is None else os.fsencode(args.workdir),
         user=args.user,
         tty=tty,
-        read_stdin=not args.no_stdin and (caller.foreground or 0 not in caller.terminals),
+        read_stdin=not args.no_stdin and caller.can_read_stdin,
         rows=rows,
         columns=columns,
     )

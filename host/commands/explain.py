@@ -10,12 +10,12 @@ from typing import IO, TYPE_CHECKING
 from apppot.host.machine.preview import command_line
 
 if TYPE_CHECKING:
-    from apppot.host.runs.prepare import Prepared
+    from apppot.host.runs.prepare import PreparedRun
 
 
-def explain(prepared: Prepared, out: IO[str], *, as_json: bool) -> None:
+def explain(prepared: PreparedRun, out: IO[str], *, as_json: bool) -> None:
     """Print settings, what the guest sees of the host, and the argv."""
-    argv = command_line(prepared)
+    argv = command_line(prepared.plan)
     if as_json:
         out.write(json.dumps(_document(prepared, argv), indent=1) + "\n")
         return
@@ -38,13 +38,13 @@ def explain(prepared: Prepared, out: IO[str], *, as_json: bool) -> None:
     out.write(shlex.join(argv) + "\n")
 
 
-def _start(prepared: Prepared) -> str:
+def _start(prepared: PreparedRun) -> str:
     """Whether it would boot, or resume from a machine that is kept."""
     kept = prepared.kept()
     return "boots" if kept is None else f"resumes from {kept.key[:12]} of {kept.created}"
 
 
-def _document(prepared: Prepared, argv: list[str]) -> dict[str, object]:
+def _document(prepared: PreparedRun, argv: list[str]) -> dict[str, object]:
     plan = prepared.plan
     return {
         "version": 1,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from apppot.host.common.errors import UsageError
 
 if TYPE_CHECKING:
     from apppot.host.plan.request import Bind
+    from apppot.host.runs.wish import Wish
 
 
 _FILES_OPTIONS = {
@@ -94,6 +96,57 @@ def parse_entrypoint(text: str | None) -> tuple[str, ...] | None:
         raise UsageError(f"--entrypoint {text!r}: {error}", "quote it as in a shell") from None
 
 
+def wish(args: argparse.Namespace) -> Wish:
+    """What the arguments of `run`, `console` and `warm` ask for.  Raises UsageError."""
+    from apppot.host.config.settings import Options
+    from apppot.host.runs.wish import Wish
+
+    return Wish(
+        image=args.image,
+        argv=command(args.argv),
+        options=Options(
+            image=args.image,
+            memory=args.memory,
+            cpus=args.cpus,
+            kernel=args.kernel,
+            hypervisor=args.hypervisor,
+            network=args.network,
+            confine=args.confine,
+            time=args.time,
+            scratch=args.scratch,
+            hostname=args.hostname,
+            user=args.user,
+            job_dir=args.job_dir,
+            job_files=args.job_files,
+            log=args.log,
+            warm=args.warm,
+        ),
+        changes=tuple(args.changes),
+        session=args.session,
+        binds=tuple(parse_bind(text) for text in args.bind),
+        env=environment(args.env_file, args.env),
+        workdir=args.workdir,
+        entrypoint=parse_entrypoint(args.entrypoint),
+        shell=args.console,
+        tty=args.tty,
+        # Nobody types into what runs in the background.
+        stdin=not args.no_stdin and not args.detach,
+        inputs=tuple(args.input or ()),
+        outputs=tuple(args.output or ()),
+        follow=tuple(args.follow or ()),
+        forwards=tuple(parse_forward(text) for text in args.publish),
+        neutral=args.neutral,
+        in_pot=args.in_pot,
+    )
+
+
+def command(words: Sequence[str]) -> tuple[bytes, ...]:
+    """The command in an argument list, which may begin with `--`."""
+    # argv arrived by os.fsdecode: this gives back the very bytes.
+    found = tuple(os.fsencode(word) for word in words)
+    return found[1:] if found[:1] == (b"--",) else found
+
+
 def parse_bind(text: str) -> Bind:
     """SRC[:DST][:ro|rw].  Raises UsageError where SRC is missing or DST not absolute."""
     from apppot.host.plan.request import Bind
@@ -122,12 +175,12 @@ def parse_forward(text: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def environment(args: argparse.Namespace) -> dict[bytes, bytes]:
+def environment(files: Sequence[str], texts: Sequence[str]) -> dict[bytes, bytes]:
     """What --env-file and --env set.  Raises UsageError."""
     env: dict[bytes, bytes] = {}
-    for path in args.env_file:
+    for path in files:
         env.update(_environment_file(path))
-    for text in args.env:
+    for text in texts:
         env.update(_variable(os.fsencode(text)))
     return env
 

@@ -47,7 +47,7 @@ def _pull(args: argparse.Namespace) -> int:
 def configured() -> Sequence[str]:
     """The repositories of environment and configuration files, the most preferred first."""
     from apppot.host.common import paths
-    from apppot.host.config import settings
+    from apppot.host.config.settings import resolve
 
-    setting = settings.resolve({}, files=paths.config_files())["repositories"]
-    return str(setting.value or "").replace(",", " ").split()
+    setting = resolve(files=paths.config_files()).repositories
+    return (setting.value or "").replace(",", " ").split()

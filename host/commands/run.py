@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from apppot.host.commands.options import machine_options, stream_options, surroundings_options
+from apppot.host.commands.options import machine_options, stream_options, surroundings_options, wish
 from apppot.host.common.errors import UsageError
-from apppot.host.runs.kernels import learn_calibration
-from apppot.host.runs.prepare import Prepared
-from apppot.host.runs.start import STARTED, run_first
+from apppot.host.runs.prepare import PreparedRun
+from apppot.host.runs.start import STARTED, conclude, run_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from apppot.host.machine.run import Run
-    from apppot.host.runs.recorder import Book
+    from apppot.host.runs.recorder import Recorder
+    from apppot.host.runs.wish import Wish
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,67 +42,75 @@ def main(args: argparse.Namespace) -> int:
             "a GPU of the host cannot be reached from a virtual machine of AppPot",
             "run on the CPU, or use a container where the site offers one",
         )
+    asked = wish(args)
     if args.explain:
         from apppot.host.commands.explain import explain
 
         with contextlib.ExitStack() as stack:
-            explain(Prepared(args, stack), sys.stdout, as_json=args.json)
+            explain(PreparedRun(asked, stack), sys.stdout, as_json=args.json)
         return 0
-    if getattr(args, "detach", False):
+    reports = Reports(args.timeline, args.json)
+    return run_wish(asked, name=args.name, detach=args.detach, reports=reports)
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What is told of a run that has ended, beside its status."""
+
+    timeline: str | None = None  # a file
+    as_json: bool = False  # on stderr
+
+
+def run_wish(
+    asked: Wish, *, name: str | None = None, detach: bool = False, reports: Reports | None = None
+) -> int:
+    """Run what is asked for, under `name` where it has one; returns the payload's exit status."""
+    reports = reports or Reports()
+    if detach:
         from apppot.host.runs import detached
 
-        args.no_stdin = True
-        return detached.start(lambda book: _run_claimed(args, book), partial(_book, args))
-    if getattr(args, "name", None) is None:
-        return _run(args, lambda: _book(args))
-    book = _book(args)
-    book.claim()
-    return _run_claimed(args, book)
+        return detached.start(
+            lambda recorder: _run_claimed(asked, recorder, reports),
+            partial(_recorder, asked, name),
+        )
+    if name is None:
+        return _run(asked, lambda: _recorder(asked, None), reports)
+    recorder = _recorder(asked, name)
+    recorder.claim()
+    return _run_claimed(asked, recorder, reports)
 
 
-def _book(args: argparse.Namespace, **options: Any) -> Book:
+def _recorder(asked: Wish, name: str | None, **options: Any) -> Recorder:
     """The run's record, made in the process that the run is of."""
-    from apppot.host.runs.recorder import Book
+    from apppot.host.runs.recorder import Recorder
 
-    command = [os.fsencode(word).decode(errors="replace") for word in args.argv]
-    return Book(str(args.image), command, getattr(args, "name", None), **options)
+    command = [word.decode(errors="replace") for word in asked.argv]
+    return Recorder(asked.image or (asked.cow or ("",))[0], command, name, **options)
 
 
-def _run_claimed(args: argparse.Namespace, book: Book) -> int:
+def _run_claimed(asked: Wish, recorder: Recorder, reports: Reports) -> int:
     """Run it, with its end in a record that stays."""
     from apppot.host.runs.recorder import status_of
 
     try:
-        status = _run(args, lambda: book)
+        status = _run(asked, lambda: recorder, reports)
     except BaseException as error:
-        book.ended(status_of(error), f"{error}" or type(error).__name__)
+        recorder.ended(status_of(error), f"{error}" or type(error).__name__)
         raise
-    book.ended(status)
+    recorder.ended(status)
     return status
 
 
-def _run(args: argparse.Namespace, open_book: Callable[[], Book]) -> int:
+def _run(asked: Wish, open_recorder: Callable[[], Recorder], reports: Reports) -> int:
     with contextlib.ExitStack() as stack:
-        record = run_first(Prepared(args, stack), open_book)
-    return _report(record, args)
-
-
-def _report(record: Run, args: argparse.Namespace) -> int:
-    from apppot.host.channel import outcome
-    from apppot.host.channel.outcome import exit_code
-
-    assert record.outcome is not None
-    complaint = outcome.complaint(record.outcome)
-    if complaint:
-        sys.stderr.write(f"apppot: {complaint}\n")
-    status = exit_code(record.outcome)
-    learn_calibration(record)
-    if args.timeline or args.json:
+        record = run_first(PreparedRun(asked, stack), open_recorder)
+    status = conclude(record)
+    if reports.timeline or reports.as_json:
         from apppot.host.runs import timeline
 
         steps = timeline.steps(record, STARTED)
-        if args.timeline:
-            timeline.write(steps, args.timeline)
-        if args.json:
+        if reports.timeline:
+            timeline.write(steps, reports.timeline)
+        if reports.as_json:
             timeline.print_json(record, steps, status)
     return status

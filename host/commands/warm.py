@@ -8,9 +8,9 @@ import json
 import time
 from dataclasses import replace
 
-from apppot.host.commands.options import machine_options, surroundings_options
+from apppot.host.commands.options import machine_options, surroundings_options, wish
 from apppot.host.common.errors import HypervisorError, UsageError
-from apppot.host.runs.prepare import Prepared
+from apppot.host.runs.prepare import PreparedRun
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--all", action="store_true", help="with --rm: all")
     add("--json", action="store_true", help="with --list: as JSON")
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="as for `apppot run`")
+    # Nothing runs yet: no streams, no command.
     parser.set_defaults(
-        func=main, argv=[], console=False, no_stdin=True, tty=False, in_pot=False, neutral=False
-    )
+        func=main, argv=[], console=False, no_stdin=True, tty=False, in_pot=False, neutral=False,
+        log=None,
+    )  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:
@@ -51,24 +53,24 @@ def _keep(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     from apppot.host.warm.machine import Keeping
 
     begun = time.monotonic()
-    prepared = Prepared(args, stack)
-    plan, hypervisor = prepared.keepable(), prepared.hypervisor.alone()
-    if reason := key.obstacle(plan, hypervisor):
+    prepared = PreparedRun(wish(args), stack)
+    plan = prepared.keepable()
+    if reason := key.obstacle(plan):
         raise HypervisorError(
             f"no machine can be kept for this: {reason}",
             "warm start is for images on kvm and qemu (--hypervisor), without a disk of their own",
         )
     facts = {
         "image": args.image,
-        "hypervisor": hypervisor.name,
+        "hypervisor": plan.hypervisor.name,
         "memory": plan.memory,
         "cpus": plan.cpus,
     }
-    keeping = Keeping(plan, key.key(plan, hypervisor, prepared.request), facts, stack)
+    keeping = Keeping(plan, key.key(plan, prepared.request), facts, stack)
     early = replace(plan, job=key.early_job(plan.job))
-    launch.run(early, hypervisor, prepared.capabilities, read_stdin=False, warmth=keeping)
+    launch.run(early, start=keeping)
     seconds, size = time.monotonic() - begun, format_size(keeping.kept.size())
-    print(f"{args.image} on {hypervisor.name}: {size}, made in {seconds:.1f} s")
+    print(f"{args.image} on {plan.hypervisor.name}: {size}, made in {seconds:.1f} s")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 from dataclasses import dataclass, replace
@@ -53,6 +52,19 @@ class Caller:
         return replace(
             self, uid=1000, gid=1000, groups=(), umask=0o022, env=proxies, localtime=None
         )
+
+    def wants_terminal(self, asked: bool | None, *, stdin: bool, shell: bool) -> bool:
+        """Whether the payload gets a terminal: as asked, else where stdin and stdout are such."""
+        if asked is not None:
+            return asked
+        if not stdin or not self.foreground or 0 not in self.terminals:
+            return False
+        return 1 in self.terminals or shell
+
+    @property
+    def can_read_stdin(self) -> bool:
+        """False in the background: reading the terminal would stop the launcher."""
+        return self.foreground or 0 not in self.terminals
 
 
 def hold_standard_descriptors() -> tuple[int, ...]:
@@ -114,13 +126,3 @@ def _localtime() -> bytes | None:
     except OSError:
         return None
     return data if data.startswith(b"TZif") and len(data) <= _LOCALTIME_BYTES else None
-
-
-def wants_terminal(args: argparse.Namespace, caller: Caller) -> bool:
-    """Whether the payload gets a terminal: as asked, else where stdin and stdout are terminals."""
-    terminals = caller.terminals if caller.foreground else ()
-    if args.tty is not None:
-        return bool(args.tty)
-    if args.no_stdin:
-        return False
-    return (0 in terminals and 1 in terminals) or (args.console and 0 in terminals)

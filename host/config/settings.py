@@ -7,34 +7,92 @@ TOML > defaults.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 from apppot.host.common.errors import UsageError
 from apppot.host.common.units import parse_duration, parse_size
-from apppot.host.config.allocation import BATCH
+from apppot.host.config.allocation import MAX_CPUS, of_environment
 from apppot.host.confinement.sandbox import WISHES
 
 DEFAULT_MEMORY = 512 << 20
 
+_Value_co = TypeVar("_Value_co", covariant=True)
+_Value = TypeVar("_Value")
+
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Generic[_Value_co]):
     """One resolved value and the name of its source, for --explain."""
 
-    value: Any
+    value: _Value_co
     origin: str
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How one setting is found: environment variable, TOML key, default, parser of texts."""
+class Settings:
+    """Everything that can be set, with the types that the rest of the launcher relies on."""
 
-    variable: str | None
-    default: Any
-    parse: Callable[[str], Any]
-    option: str = ""  # where it is not --NAME
+    image: Setting[str | None]
+    memory: Setting[int]  # bytes
+    cpus: Setting[int]
+    kernel: Setting[str | None]  # a file
+    hypervisor: Setting[str]
+    qemu_machine: Setting[str]
+    qemu_share: Setting[str]
+    xen_type: Setting[str]
+    network: Setting[str]
+    confine: Setting[str]  # of WISHES
+    time: Setting[float | None]  # seconds
+    scratch: Setting[int | None]  # bytes
+    hostname: Setting[str]
+    user: Setting[str]
+    job_dir: Setting[str]
+    job_files: Setting[str]
+    hello_timeout: Setting[float | None]  # seconds
+    log: Setting[str | None]  # a file
+    warm: Setting[str]
+    repositories: Setting[str | None]
+
+    def items(self) -> Iterator[tuple[str, Setting[object]]]:
+        """Every setting with its name."""
+        for field in fields(self):
+            yield field.name, getattr(self, field.name)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings that are asked for, as a user writes them; None: not asked for.
+
+    The names are those of Settings.
+    """
+
+    image: str | None = None
+    memory: str | int | None = None
+    cpus: str | int | None = None
+    kernel: str | None = None
+    hypervisor: str | None = None
+    qemu_machine: str | None = None
+    qemu_share: str | None = None
+    xen_type: str | None = None
+    network: str | None = None
+    confine: str | None = None
+    time: str | int | None = None
+    scratch: str | int | None = None
+    hostname: str | None = None
+    user: str | None = None
+    job_dir: str | None = None
+    job_files: str | None = None
+    hello_timeout: str | int | None = None
+    log: str | None = None
+    warm: str | None = None
+    repositories: str | None = None
+
+
+_NO_OPTIONS = Options()
+# Where the option of a setting is not --NAME.
+_OPTION_WORDS = {"image": "IMAGE", "memory": "--mem"}
 
 
 def _memory(text: str) -> int:
@@ -51,37 +109,16 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) <= 16:
-        raise UsageError(f"{text!r} is not a number of CPUs", "write a number from 1 to 16")
+    if not text.isdigit() or not 0 < int(text) <= MAX_CPUS:
+        raise UsageError(
+            f"{text!r} is not a number of CPUs", f"write a number from 1 to {MAX_CPUS}"
+        )
     return int(text)
-
-
-RULES: dict[str, Rule] = {
-    "image": Rule("APPPOT_IMAGE", None, str, "IMAGE"),
-    "memory": Rule("APPPOT_MEM", DEFAULT_MEMORY, _memory, "--mem"),
-    "cpus": Rule("APPPOT_CPUS", 1, _count),
-    "kernel": Rule("APPPOT_KERNEL", None, str),
-    "hypervisor": Rule("APPPOT_HYPERVISOR", "auto", _choice("auto", "uml", "kvm", "xen", "qemu")),
-    "qemu_machine": Rule("APPPOT_QEMU_MACHINE", "auto", _choice("auto", "microvm", "q35")),
-    "qemu_share": Rule("APPPOT_QEMU_SHARE", "auto", _choice("auto", "virtiofs", "9p", "none")),
-    "xen_type": Rule("APPPOT_XEN_TYPE", "pv", _choice("pv", "pvh")),
-    "network": Rule("APPPOT_NETWORK", "user", str),
-    "confine": Rule("APPPOT_CONFINE", "auto", _choice(*WISHES)),
-    "time": Rule("APPPOT_TIME", None, parse_duration),
-    "scratch": Rule("APPPOT_SCRATCH", None, parse_size),
-    "hostname": Rule("APPPOT_HOSTNAME", "apppot", str),
-    "user": Rule("APPPOT_USER", "user", str),
-    "job_dir": Rule("APPPOT_JOB_DIR", ".", str),
-    "job_files": Rule("APPPOT_JOB_FILES", "auto", _choice("auto", "share", "copy")),
-    "hello_timeout": Rule("APPPOT_HELLO_TIMEOUT", None, parse_duration),
-    "log": Rule("APPPOT_LOG", None, str),
-    "warm": Rule("APPPOT_WARM", "auto", _choice("auto", "off")),
-    "repositories": Rule("APPPOT_REPOSITORIES", None, str),
-}
 
 
 def read_toml(paths: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """The configuration files that exist, as (path, values); unknown keys are errors."""
+    known = [field.name for field in fields(Settings)]
     found = []
     for path in paths:
         try:
@@ -96,51 +133,93 @@ def read_toml(paths: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
             values = tomllib.loads(text.decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is not TOML: {error}") from error
-        unknown = sorted(set(values) - set(RULES))
+        unknown = sorted(set(values) - set(known))
         if unknown:
-            raise UsageError(f"{path}: unknown key {unknown[0]!r}", f"known: {', '.join(RULES)}")
+            raise UsageError(f"{path}: unknown key {unknown[0]!r}", f"known: {', '.join(known)}")
         found.append((path, values))
     return found
 
 
 def resolve(
-    options: Mapping[str, Any],
+    options: Options = _NO_OPTIONS,
     env: Mapping[str, str] = os.environ,
     files: tuple[str, ...] = (),
-) -> dict[str, Setting]:
-    """Every setting of RULES, from `options` (None: not given), `env`, `files` and defaults.
+) -> Settings:
+    """Every setting, from `options`, `env`, `files` and defaults.
 
     `files` are in order of rising precedence.  Raises UsageError naming the source of a value
     that makes no sense.
     """
-    toml = read_toml(files)
-    return {name: _resolve_one(name, rule, options, env, toml) for name, rule in RULES.items()}
+    find = _Sources(options, env, read_toml(files)).find
+    batch = of_environment(env)
+    return Settings(
+        image=find("image", "APPPOT_IMAGE", None, str),
+        memory=find("memory", "APPPOT_MEM", DEFAULT_MEMORY, _memory, batch.memory),
+        cpus=find("cpus", "APPPOT_CPUS", 1, _count, batch.cpus),
+        kernel=find("kernel", "APPPOT_KERNEL", None, str),
+        hypervisor=find(
+            "hypervisor",
+            "APPPOT_HYPERVISOR",
+            "auto",
+            _choice("auto", "uml", "kvm", "xen", "qemu"),
+        ),
+        qemu_machine=find(
+            "qemu_machine", "APPPOT_QEMU_MACHINE", "auto", _choice("auto", "microvm", "q35")
+        ),
+        qemu_share=find(
+            "qemu_share", "APPPOT_QEMU_SHARE", "auto", _choice("auto", "virtiofs", "9p", "none")
+        ),
+        xen_type=find("xen_type", "APPPOT_XEN_TYPE", "pv", _choice("pv", "pvh")),
+        network=find("network", "APPPOT_NETWORK", "user", str),
+        confine=find("confine", "APPPOT_CONFINE", "auto", _choice(*WISHES)),
+        time=find("time", "APPPOT_TIME", None, parse_duration),
+        scratch=find("scratch", "APPPOT_SCRATCH", None, parse_size),
+        hostname=find("hostname", "APPPOT_HOSTNAME", "apppot", str),
+        user=find("user", "APPPOT_USER", "user", str),
+        job_dir=find("job_dir", "APPPOT_JOB_DIR", ".", str),
+        job_files=find("job_files", "APPPOT_JOB_FILES", "auto", _choice("auto", "share", "copy")),
+        hello_timeout=find("hello_timeout", "APPPOT_HELLO_TIMEOUT", None, parse_duration),
+        log=find("log", "APPPOT_LOG", None, str),
+        warm=find("warm", "APPPOT_WARM", "auto", _choice("auto", "off")),
+        repositories=find("repositories", "APPPOT_REPOSITORIES", None, str),
+    )
 
 
-def _resolve_one(
-    name: str,
-    rule: Rule,
-    options: Mapping[str, Any],
-    env: Mapping[str, str],
-    toml: list[tuple[str, dict[str, Any]]],
-) -> Setting:
-    if options.get(name) is not None:
-        return _parsed(rule, options[name], rule.option or f"--{name.replace('_', '-')}")
-    if rule.variable is not None and env.get(rule.variable):
-        return _parsed(rule, env[rule.variable], f"${rule.variable}")
-    batch = BATCH[name](env) if name in BATCH else None
-    if batch is not None:
-        return Setting(batch, "batch allocation")
-    for path, values in reversed(toml):
-        if name in values:
-            return _parsed(rule, values[name], path)
-    return Setting(rule.default, "default")
+@dataclass(frozen=True)
+class _Sources:
+    """Where settings come from, in order of falling precedence but for the files."""
+
+    options: Options
+    env: Mapping[str, str]
+    files: list[tuple[str, dict[str, Any]]]
+
+    def find(
+        self,
+        name: str,
+        variable: str,
+        default: _Value,
+        parse: Callable[[str], _Value],
+        allocated: _Value | None = None,
+    ) -> Setting[_Value]:
+        """The setting `name`; `allocated` is what a batch system gave."""
+        asked = getattr(self.options, name)
+        if asked is not None:
+            option = _OPTION_WORDS.get(name, f"--{name.replace('_', '-')}")
+            return _parsed(parse, asked, option)
+        if text := self.env.get(variable):
+            return _parsed(parse, text, f"${variable}")
+        if allocated is not None:
+            return Setting(allocated, "batch allocation")
+        for path, values in reversed(self.files):
+            if name in values:
+                return _parsed(parse, values[name], path)
+        return Setting(default, "default")
 
 
-def _parsed(rule: Rule, value: Any, origin: str) -> Setting:
+def _parsed(parse: Callable[[str], _Value], value: object, origin: str) -> Setting[_Value]:
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise UsageError(f"{origin}: {value!r} is not a text or a number")
     try:
-        return Setting(rule.parse(str(value)), origin)
+        return Setting(parse(str(value)), origin)
     except UsageError as error:
         raise UsageError(f"{origin}: {error.cause}", error.hint) from error

@@ -20,6 +20,15 @@ class Confinement(StrEnum):
 
 
 @dataclass(frozen=True)
+class Method:
+    """A kind of confinement, with what it takes to hold a process so."""
+
+    kind: Confinement
+    bwrap: str = ""  # the program, for BUBBLEWRAP
+    as_root: bool = False  # the caller is uid 0, whose capabilities are dropped
+
+
+@dataclass(frozen=True)
 class Sandbox:
     """How to start one confined process: the words in front of its own, and its two places."""
 
@@ -47,3 +56,8 @@ class Shown:
     source: str
     writable: bool = False
     masked: tuple[str, ...] = ()  # directories below it that stay empty (relative paths)
+
+    @property
+    def tag(self) -> str:
+        """Its directory in the view; of a single file, the one that holds it."""
+        return self.name.partition("/")[0]

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from apppot.host.runs.timeline import Step
 
 
-# The whole of a start and an end, without what an image or a network adds.
-_BOOT = ("--job-dir", "none", "--network", "none", "-n", "-T", "host", "true")
-
-
 def calibrate(kernel: Kernel, known: int | None) -> None:
     from apppot.host.pot.boot import measure_lpj
 
@@ -27,17 +23,19 @@ def calibrate(kernel: Kernel, known: int | None) -> None:
 def boot(memory: str | None) -> tuple[Check, list[Step]]:
     """Start a guest on the host's own root; its verdict and its timeline."""
     from apppot.host.channel.outcome import exit_code
-    from apppot.host.commands.table import build_parser
+    from apppot.host.config.settings import Options
     from apppot.host.doctor.checks import Check, Mark
     from apppot.host.runs import timeline
-    from apppot.host.runs.prepare import Prepared
+    from apppot.host.runs.prepare import PreparedRun
     from apppot.host.runs.start import STARTED, run_first
+    from apppot.host.runs.wish import Wish
 
-    asked = [] if memory is None else ["--mem", memory]
-    args = build_parser("run").parse_args(["run", *asked, *_BOOT])
+    # The whole of a start and an end, without what an image or a network adds.
+    options = Options(image="host", memory=memory, job_dir="none", network="none")
+    asked = Wish("host", (b"true",), options, stdin=False, tty=False)
     try:
-        prepared = Prepared(args, contextlib.ExitStack())
-        record = run_first(prepared)
+        with contextlib.ExitStack() as stack:
+            record = run_first(PreparedRun(asked, stack))
         assert record.outcome is not None
         status = exit_code(record.outcome)
     except ApppotError as error:

@@ -137,7 +137,7 @@ def check_confinement(facts: Facts) -> Check:
     """How the hypervisor's process is held, and what this host cannot hold."""
     able, name = facts.capabilities, "confinement"
     try:
-        how = choose(str(facts.confine.value), able)
+        how = choose(facts.confine.value, able, as_root=facts.root).kind
     except HypervisorError as error:
         return Check(name, Mark.FAIL, error.cause, error.hint)
     match how:

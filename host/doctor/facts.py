@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.capabilities.memory import Memory, file_system
-from apppot.host.config.settings import Setting
+from apppot.host.config.settings import Setting, Settings
 from apppot.host.doctor.buildtools import missing_tools
 from apppot.host.hypervisor.base import Verdict
 from apppot.host.pot.layout import Kernel
@@ -30,7 +30,7 @@ class Facts:
     """Everything that the checks look at.  A problem is None where there is none."""
 
     root: bool
-    hypervisor: Setting
+    hypervisor: Setting[str]
     verdicts: tuple[tuple[str, Verdict], ...]
     kernel: Kernel | None
     kernel_problem: str
@@ -45,8 +45,8 @@ class Facts:
     capabilities: Capabilities
     setpriv: bool
     user_namespaces: str  # why they do not work; empty where they do
-    confine: Setting
-    memory: Setting
+    confine: Setting[str]
+    memory: Setting[int]
     room: Memory
     memory_place: tuple[str | None, str]  # without bubblewrap: (path, what to warn of)
     shm: Place | None
@@ -58,7 +58,7 @@ class Facts:
     missing_tools: tuple[tuple[str, tuple[str, ...], str], ...]  # (for what, tools, remedy)
 
 
-def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ) -> Facts:
+def gather(settings: Settings, env: Mapping[str, str] = os.environ) -> Facts:
     """Look at this machine for a guest with these settings.  Starts small tools, no guest."""
     from apppot.host.capabilities import capabilities
     from apppot.host.capabilities import memory as memory_module
@@ -68,20 +68,20 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
 
     able = capabilities.limited(
         capabilities.probe(env, fresh=True),
-        settings["qemu_machine"].value,
-        settings["qemu_share"].value,
+        settings.qemu_machine.value,
+        settings.qemu_share.value,
     )
-    kernel, kernel_problem = _kernel(settings["kernel"].value)
-    runtime, runtime_problem = _runtime(settings["kernel"].value, kernel)
+    kernel, kernel_problem = _kernel(settings.kernel.value)
+    runtime, runtime_problem = _runtime(settings.kernel.value, kernel)
     x86_kernel, x86_problem = _x86_kernel()
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     return Facts(
         root=os.getuid() == 0,
-        hypervisor=settings["hypervisor"],
+        hypervisor=settings.hypervisor,
         verdicts=tuple((one.name, verdict) for one, verdict in probed(able)),
         kernel=kernel,
         kernel_problem=kernel_problem,
-        stale_kernel=settings["kernel"].value is None and kernel is not None and _stale("uml"),
+        stale_kernel=settings.kernel.value is None and kernel is not None and _stale("uml"),
         x86_kernel=x86_kernel,
         x86_kernel_problem=x86_problem,
         stale_x86_kernel=x86_kernel is not None and _stale("x86_64"),
@@ -92,10 +92,10 @@ def gather(settings: Mapping[str, Setting], env: Mapping[str, str] = os.environ)
         capabilities=able,
         setpriv=shutil.which("setpriv") is not None,
         user_namespaces=_user_namespaces(),
-        confine=settings["confine"],
-        memory=settings["memory"],
+        confine=settings.confine,
+        memory=settings.memory,
         room=memory_module.memory(),
-        memory_place=memory_module.memory_place(int(settings["memory"].value), env),
+        memory_place=memory_module.memory_place(settings.memory.value, env),
         shm=_place("/dev/shm"),
         run_place=_run_place(env),
         cpus=cpus,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from apppot.host.hypervisor.launchplan import LaunchPlan
+if TYPE_CHECKING:
+    from apppot.host.hypervisor.launchplan import LaunchPlan
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
-class Wires:
+class Descriptors:
     """Descriptors that a hypervisor's process inherits."""
 
     channel: int
@@ -39,7 +39,7 @@ class Wires:
     devices: int | None = None  # state of a machine that goes on; it waits for an order to
     files: tuple[tuple[str, int], ...] = ()  # tag and file server of each directory that has one
 
-    def descriptors(self) -> list[int]:
+    def all(self) -> list[int]:
         """All of them."""
         ours = (self.channel, self.network, self.monitor, self.memory, self.devices)
         return [fd for fd in (*ours, *dict(self.files).values()) if fd is not None]
@@ -67,7 +67,7 @@ class Hypervisor(Protocol):
         """A cheap probe; what it cannot rule out is proven by the guest's HELLO."""
         ...
 
-    def alone(self) -> Hypervisor:
+    def without_servers(self) -> Hypervisor:
         """The same without file servers beside it: its own serves many file systems as one, and
         its state can be kept."""
         ...
@@ -76,21 +76,12 @@ class Hypervisor(Protocol):
         """What its process needs of the host."""
         ...
 
-    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
+    def argv(
+        self, plan: LaunchPlan, view: str, scratch_dir: str, inherited: Descriptors
+    ) -> list[str]:
         """The command line that starts `plan`.
 
         `view` is the directory of the plan's shown paths and `scratch_dir` a private writable
         one, both as the hypervisor's process sees them.
         """
         ...
-
-
-def shares(plan: LaunchPlan) -> list[tuple[str, bool]]:
-    """The directories of the plan's view that the guest mounts: tag, and whether it may write."""
-    job = plan.job
-    names = [mount.source for mount in job.mounts]
-    names += [layer.source for layer in job.layers if layer.fstype == job.share]
-    names += [job.job_dir] if job.job_dir is not None else []
-    wanted = {os.fsdecode(name) for name in names}
-    shown = {item.name.partition("/")[0]: item.writable for item in plan.shown}
-    return [(name, shown[name]) for name in sorted(wanted)]

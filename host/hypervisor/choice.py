@@ -20,7 +20,7 @@ def probed(host: Capabilities) -> list[tuple[Hypervisor, Verdict]]:
     return [(hypervisor, hypervisor.verdict()) for hypervisor in found]
 
 
-def candidates(setting: Setting, host: Capabilities) -> list[Hypervisor]:
+def candidates(setting: Setting[str], host: Capabilities) -> list[Hypervisor]:
     """What can be tried, the best first.  Raises HypervisorError with every verdict if nothing."""
     asked = [pair for pair in probed(host) if setting.value in ("auto", pair[0].name)]
     if not asked:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from apppot.guest.protocol import frames
 from apppot.host.capabilities.capabilities import Capabilities
-from apppot.host.hypervisor.base import Surroundings, Verdict, Wires, shares
-from apppot.host.hypervisor.launchplan import Disk, LaunchPlan
+from apppot.host.hypervisor.base import Descriptors, Surroundings, Verdict
+from apppot.host.hypervisor.launchplan import Disk, LaunchPlan, shares
 
 PROGRAM = "qemu-system-x86_64"
 KVM_DEVICE = "/dev/kvm"
@@ -103,40 +103,42 @@ class Qemu:
     def _accelerator_verdict(self) -> Verdict:
         return Verdict(True, "emulation: needs nothing of the host, runs several times slower")
 
-    def alone(self) -> Qemu:
+    def without_servers(self) -> Qemu:
         return type(self)(replace(self._host, virtiofsd=None))
 
     def surroundings(self, plan: LaunchPlan) -> Surroundings:
         return Surroundings(_TEMPORARY, programs=True)
 
-    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
+    def argv(
+        self, plan: LaunchPlan, view: str, scratch_dir: str, inherited: Descriptors
+    ) -> list[str]:
         machine, bus = self.machine, self.machine.bus
         kind = f"{machine.name},accel={self.accelerator},{machine.options}"
         words = [self._host.qemu or PROGRAM, "-M", kind, "-cpu", self.cpu]
         words += ["-m", f"{plan.memory >> 10}K", "-smp", str(plan.cpus)]
-        words += _memory(plan, wires)
-        if wires.devices is not None:
+        words += _memory(plan, inherited)
+        if inherited.devices is not None:
             words += ["-incoming", "defer"]
         words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         words += _SANDBOX
         words += ["-kernel", f"{view}/kernel", "-append", " ".join(self._append(plan))]
         words += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
-        if wires.monitor is not None:
-            words += ["-chardev", f"socket,id=monitor,fd={wires.monitor}"]
+        if inherited.monitor is not None:
+            words += ["-chardev", f"socket,id=monitor,fd={inherited.monitor}"]
             words += ["-mon", "chardev=monitor,mode=control"]
         words += ["-device", f"virtio-serial-{bus},max_ports=2"]
-        words += ["-chardev", f"socket,id=channel,fd={wires.channel}"]
+        words += ["-chardev", f"socket,id=channel,fd={inherited.channel}"]
         words += ["-device", f"virtserialport,chardev=channel,name={CHANNEL_NAME},nr=1"]
         for number, disk in enumerate(plan.disks):
             words += _disk(number, disk, view, bus)
-        servers = dict(wires.files)
-        for name, writable in shares(plan):
+        servers = dict(inherited.files)
+        for name, writable in shares(plan.job, plan.shown):
             if name in servers:
                 words += _served(name, servers[name], bus)
             else:
                 words += _share(name, f"{view}/{name}", writable, bus)
-        if wires.network is not None:
-            words += ["-netdev", f"dgram,id=net,local.type=fd,local.str={wires.network}"]
+        if inherited.network is not None:
+            words += ["-netdev", f"dgram,id=net,local.type=fd,local.str={inherited.network}"]
             # Nothing boots from it.
             rom = ",romfile=" if bus == "pci" else ""
             words += ["-device", f"virtio-net-{bus},netdev=net{rom}"]
@@ -183,14 +185,15 @@ _SANDBOX = (
 )
 
 
-def _memory(plan: LaunchPlan, wires: Wires) -> list[str]:
+def _memory(plan: LaunchPlan, inherited: Descriptors) -> list[str]:
     """The guest's memory, where QEMU's own would not do: what others read or write is shared."""
     size = f"id=memory,size={plan.memory >> 10}K"
-    if wires.memory is not None:
-        back = f"memory-backend-file,{size},mem-path=/proc/self/fd/{wires.memory},share=on,align=2M"
-    elif plan.huge or wires.files:
+    if inherited.memory is not None:
+        path = f"/proc/self/fd/{inherited.memory}"
+        back = f"memory-backend-file,{size},mem-path={path},share=on,align=2M"
+    elif plan.huge or inherited.files:
         back = f"memory-backend-memfd,{size}"
-        back += (",hugetlb=on" if plan.huge else "") + (",share=on" if wires.files else "")
+        back += (",hugetlb=on" if plan.huge else "") + (",share=on" if inherited.files else "")
     else:
         return []
     return ["-object", back, "-machine", "memory-backend=memory"]

@@ -6,7 +6,7 @@ import platform
 
 from apppot.guest.protocol import frames
 from apppot.host.capabilities.capabilities import Capabilities
-from apppot.host.hypervisor.base import Surroundings, Verdict, Wires
+from apppot.host.hypervisor.base import Descriptors, Surroundings, Verdict
 from apppot.host.hypervisor.launchplan import Disk, LaunchPlan
 
 CHANNEL = "/dev/ttyS0"
@@ -42,20 +42,22 @@ class Uml:
             return Verdict(False, f"User-Mode Linux needs x86_64, this is {machine}")
         return Verdict(True, "needs nothing of the host")
 
-    def alone(self) -> Uml:
+    def without_servers(self) -> Uml:
         return self
 
     def surroundings(self, plan: LaunchPlan) -> Surroundings:
         return Surroundings(plan.memory + _OWN_FILES, libraries=plan.kernel.libraries)
 
-    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
+    def argv(
+        self, plan: LaunchPlan, view: str, scratch_dir: str, inherited: Descriptors
+    ) -> list[str]:
         kernel = plan.kernel
         words = [f"{view}/kernel", f"mem={plan.memory >> 10}K"]
         words += [_disk(number, disk, view) for number, disk in enumerate(plan.disks)]
         words += ["root=/dev/ubda", "ro", "rootfstype=ext4", "init=/sbin/apppot-init"]
-        words += ["con=null", "con0=null,fd:2", f"ssl0=fd:{wires.channel}", "ssl=null"]
+        words += ["con=null", "con0=null,fd:2", f"ssl0=fd:{inherited.channel}", "ssl=null"]
         words += [f"uml_dir={scratch_dir}/", "umid=vm"]
-        if plan.network:
+        if plan.network_helper is not None:
             words.append(f"vec0:transport=bess,dst={view}/net/bess.sock,depth=64,gro=1,mtu=1500")
         if "seccomp" in kernel.features:
             words.append("seccomp=on")

@@ -15,8 +15,8 @@ import sys
 from apppot.guest.protocol import frames
 from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.common.errors import HypervisorError
-from apppot.host.hypervisor.base import Surroundings, Verdict, Wires, shares
-from apppot.host.hypervisor.launchplan import LaunchPlan
+from apppot.host.hypervisor.base import Descriptors, Surroundings, Verdict
+from apppot.host.hypervisor.launchplan import LaunchPlan, shares
 
 CAPABILITIES = "/proc/xen/capabilities"
 DEVICES = ("/dev/xen/privcmd", "/dev/loop-control")
@@ -77,22 +77,24 @@ class Xen:
             return Verdict(False, f"{', '.join(refused)} cannot be opened by you", remedy)
         return Verdict(True, "this is dom0, with xl; the first guest proves whether it works")
 
-    def alone(self) -> Xen:
+    def without_servers(self) -> Xen:
         return self
 
     def surroundings(self, plan: LaunchPlan) -> Surroundings:
         return Surroundings(_TEMPORARY, programs=True)
 
-    def argv(self, plan: LaunchPlan, view: str, scratch_dir: str, wires: Wires) -> list[str]:
+    def argv(
+        self, plan: LaunchPlan, view: str, scratch_dir: str, inherited: Descriptors
+    ) -> list[str]:
         guard = os.path.join(os.path.dirname(__file__), "xenguard.py")
-        network = "-" if wires.network is None else str(wires.network)
-        words = [sys.executable, "-IS", guard, str(wires.channel), network, _find("xl") or "xl"]
+        network = "-" if inherited.network is None else str(inherited.network)
+        words = [sys.executable, "-IS", guard, str(inherited.channel), network, _find("xl") or "xl"]
         words += [scratch_dir, self.configuration(plan, view, scratch_dir)]
         for device, disk in zip(self.devices, plan.disks, strict=False):
             mode = "rw" if disk.writable else "ro"
             words += ["disk", mode, f"{view}/{disk.view_name}", os.path.basename(device)]
-        files = {item.name.partition("/")[0]: item.name for item in plan.shown}
-        for tag, writable in shares(plan):
+        files = {item.tag: item.name for item in plan.shown}
+        for tag, writable in shares(plan.job, plan.shown):
             words += ["share", "rw" if writable else "ro", f"{view}/{files[tag]}", tag]
         return words
 
@@ -122,14 +124,15 @@ class Xen:
             for device, disk in zip(self.devices, plan.disks, strict=False)
         ]
         directories = [
-            f"tag={tag},path={place}/{tag},security_model=none" for tag, _ in shares(plan)
+            f"tag={tag},path={place}/{tag},security_model=none"
+            for tag, _ in shares(plan.job, plan.shown)
         ]
         channels = [
             "connection=pty,name=dropped",
             f"connection=socket,name={CHANNEL_NAME},path={place}/channel",
         ]
         groups = {"disk": disks, "p9": directories, "channel": channels}
-        if plan.network:
+        if plan.network_helper is not None:
             groups["vif"] = [f"script={place}/attach"]
         for name, entries in groups.items():
             lines += [f"{name} = [", *(f"    {_quoted(entry)}," for entry in entries), "]"]

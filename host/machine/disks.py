@@ -8,16 +8,16 @@ import resource
 import sys
 
 from apppot.guest.protocol import drive
+from apppot.guest.protocol.job import Job
 from apppot.host.common.errors import HypervisorError
-from apppot.host.hypervisor.base import Surroundings
 from apppot.host.hypervisor.launchplan import LaunchPlan
 from apppot.host.process.rundir import RunDir
 
 
-def check_file_size(plan: LaunchPlan, needs: Surroundings) -> None:
+def check_file_size(plan: LaunchPlan) -> None:
     """The guest's memory is a file, for which a soft limit can be lifted, a hard one not."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    need = max(needs.temporary, plan.scratch or 0)
+    need = max(plan.hypervisor.surroundings(plan).temporary, plan.scratch or 0)
     if hard != resource.RLIM_INFINITY and hard < need:
         raise HypervisorError(
             f"files may have {hard >> 10} KB here (ulimit -f), the guest needs {need >> 10} KB",
@@ -79,9 +79,10 @@ def _not_copied(place: str, error: OSError) -> HypervisorError:
     )
 
 
-def write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
+def write_drive(plan: LaunchPlan, job: Job, rundir: RunDir) -> None:
+    """Write the config drive: `job`, and the files of a copied job directory."""
     if plan.copied is None:
-        rundir.file("own/drive", drive.pack(plan.job.dump()))
+        rundir.file("own/drive", drive.pack(job.dump()))
         return
     from apppot.host.machine import inputs
 
@@ -89,6 +90,6 @@ def write_drive(plan: LaunchPlan, rundir: RunDir) -> None:
     try:
         # Through the link, where it lies on a disk.
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
-            inputs.write(file, plan.job.dump(), plan.copied, plan.inputs, rundir.path)
+            inputs.write(file, job.dump(), plan.copied, plan.inputs, rundir.path)
     except OSError as error:
         raise _not_copied(os.path.dirname(os.path.realpath(path)), error) from error

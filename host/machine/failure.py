@@ -74,11 +74,11 @@ def describe(record: Run, reason: str = "") -> dict[str, object]:
     return {
         "version": 1,
         "reason": reason,
-        "hypervisor": record.hypervisor.name,
+        "hypervisor": record.plan.hypervisor.name,
         "kernel": record.plan.kernel.release,
         "memory": record.plan.memory,
         "cpus": record.plan.cpus,
-        "confinement": record.confinement,
+        "confinement": record.plan.confinement.kind,
         "command": [os.fsdecode(word) for word in job.argv],
         "argv": list(record.argv),
         "shown": {item.name: item.source for item in record.plan.shown},

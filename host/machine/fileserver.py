@@ -9,7 +9,6 @@ from collections.abc import Callable
 from apppot.host.confinement.sandbox import TEMPORARY, VIEW, Sandbox, Shown
 from apppot.host.process.spawn import Child, spawn
 
-KIND = "virtiofs"
 _ALL_IDS = 0xFFFFFFFF
 # Nothing that the host's side changes is seen late in the guest, as with 9p.
 _LIVE = ("--cache=never", "--allow-mmap")
@@ -40,10 +39,10 @@ def start(
     `place` is a private directory, `output` gets what the server says, `announce` its pid before
     it runs.  It ends when the connection does.
     """
-    folder, _, file = item.name.partition("/")
+    _, _, file = item.name.partition("/")
     source = os.path.dirname(item.source) if file else item.source
-    directory = f"{VIEW}/{folder}" if sandbox.view == VIEW else source
-    path = os.path.join(place, folder)
+    directory = f"{VIEW}/{item.tag}" if sandbox.view == VIEW else source
+    path = os.path.join(place, item.tag)
     wire = socket.socket(socket.AF_UNIX)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

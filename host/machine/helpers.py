@@ -10,14 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.confinement.sandbox import Shown
 from apppot.host.hypervisor.base import Hypervisor
-from apppot.host.hypervisor.launchplan import LaunchPlan
+from apppot.host.hypervisor.launchplan import LaunchPlan, NetworkKind
 from apppot.host.machine import fileserver
-from apppot.host.machine.run import Run
-from apppot.host.machine.sandbox import file_served, helper_sandbox
-from apppot.host.network import slirp as network
+from apppot.host.machine.sandbox import helper_sandbox
+from apppot.host.network import slirp
 from apppot.host.process.rundir import RunDir
 from apppot.host.process.spawn import Child
 
@@ -73,7 +71,7 @@ def once_connected(plan: LaunchPlan, helper: _Helper, net: str) -> Callable[[], 
                 f"helper cannot be guarded here ({error.strerror})\n"
             )
         for host_port, guest_port in plan.forwards:
-            network.forward(net, host_port, guest_port)
+            slirp.forward(net, host_port, guest_port)
 
     return step
 
@@ -92,60 +90,47 @@ class _Helper:
     slirp: tuple[Child, int] | None = None
 
 
-def start_network(
-    record: Run, capabilities: Capabilities, rundir: RunDir, stack: contextlib.ExitStack
-) -> _Helper:
+def start_network(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack) -> _Helper:
     """Start the network helper."""
-    plan = record.plan
-    if not plan.network:
+    helper = plan.network_helper
+    if helper is None:
         return _Helper()
     place = os.path.join(rundir.path, "net")
     shown = Shown("net", place, writable=True)
-    sandbox = helper_sandbox(record, capabilities, shown, rundir.path, place, host_network=True)
-    if capabilities.slirp is None:
+    sandbox = helper_sandbox(plan, shown, rundir.path, place, host_network=True)
+    if helper.kind is NetworkKind.QEMU:
         from apppot.host.network import usernet
 
-        assert capabilities.qemu is not None
         child, output, wire = usernet.start(
-            capabilities.qemu, sandbox, plan.forwards, rundir.ends_with_us
+            helper.program, sandbox, plan.forwards, rundir.ends_with_us
         )
         stack.callback(child.kill)
         stack.callback(wire.close)
         return _Helper(output, wire)
-    child, output, connected = network.start(
-        capabilities.slirp, sandbox, "net", rundir.ends_with_us
-    )
+    child, output, connected = slirp.start(helper.program, sandbox, "net", rundir.ends_with_us)
     stack.callback(child.kill)
     stack.callback(os.close, connected)
-    if not record.hypervisor.network_by_descriptor:
+    if not helper.by_descriptor:
         return _Helper(output, slirp=(child, connected))
-    wire = network.connect(output, place)
+    wire = slirp.connect(output, place)
     stack.callback(wire.close)
     return _Helper(output, wire, (child, connected))
 
 
 def start_file_servers(
-    record: Run,
-    capabilities: Capabilities,
-    rundir: RunDir,
-    output: int,
-    stack: contextlib.ExitStack,
+    plan: LaunchPlan, rundir: RunDir, output: int, stack: contextlib.ExitStack
 ) -> tuple[tuple[str, int], ...]:
-    """Start a server for each directory that has one; tags, and descriptors connected to them."""
-    plan, program = record.plan, capabilities.virtiofsd
-    served = file_served(plan)
-    if not served or program is None:
+    """Start the plan's file servers; tags, and descriptors connected to them."""
+    if not plan.file_servers:
         return ()
     # Their sockets have names for as long as it takes to connect.
-    place, wires = rundir.directory("files"), []
-    for item in plan.shown:
-        tag = item.name.partition("/")[0]
-        if tag in served:
-            sandbox = helper_sandbox(record, capabilities, item, place, place, host_network=False)
-            child, wire = fileserver.start(
-                program, sandbox, item, place, output, rundir.ends_with_us
-            )
-            stack.callback(child.kill)
-            stack.callback(wire.close)
-            wires.append((tag, wire.fileno()))
-    return tuple(wires)
+    place, connected = rundir.directory("files"), []
+    for server in plan.file_servers:
+        sandbox = helper_sandbox(plan, server.shown, place, place, host_network=False)
+        child, wire = fileserver.start(
+            server.program, sandbox, server.shown, place, output, rundir.ends_with_us
+        )
+        stack.callback(child.kill)
+        stack.callback(wire.close)
+        connected.append((server.shown.tag, wire.fileno()))
+    return tuple(connected)

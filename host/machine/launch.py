@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.channel.console import Console
 from apppot.host.channel.outcome import GuestFailed, exit_code
 from apppot.host.channel.relay import Relay
@@ -23,9 +22,8 @@ from apppot.host.common import terminal
 from apppot.host.common.errors import (
     HypervisorError,
 )
-from apppot.host.confinement.sandbox import Shown
-from apppot.host.hypervisor.base import Hypervisor, Wires
-from apppot.host.hypervisor.launchplan import LaunchPlan, place_paths
+from apppot.host.hypervisor.base import Descriptors
+from apppot.host.hypervisor.launchplan import LaunchPlan, placed
 from apppot.host.images.workspace import hold
 from apppot.host.machine.disks import check_file_size, disk_files, write_drive
 from apppot.host.machine.failure import explained
@@ -36,38 +34,38 @@ from apppot.host.machine.helpers import (
     start_file_servers,
     start_network,
 )
-from apppot.host.machine.run import Run
-from apppot.host.machine.sandbox import hypervisor_environment, machine_sandbox, run_directory
+from apppot.host.machine.run import Recorder, Run, WarmStart
+from apppot.host.machine.sandbox import (
+    furnished,
+    hypervisor_environment,
+    machine_argv,
+    run_directory,
+)
 from apppot.host.process import cpus
 from apppot.host.process.spawn import Child, any_stopped, spawn
 
 if TYPE_CHECKING:
     from apppot.host.channel.joined import Joined
     from apppot.host.channel.outputs import Returned
-    from apppot.host.runs.recorder import Book
-    from apppot.host.warm.machine import Warmth
 
 
 def run(
     plan: LaunchPlan,
-    hypervisor: Hypervisor,
-    capabilities: Capabilities,
-    read_stdin: bool,
-    open_book: Callable[[], Book] | None = None,
-    warmth: Warmth | None = None,
+    open_recorder: Callable[[], Recorder] | None = None,
+    start: WarmStart | None = None,
 ) -> Run:
-    """Run the plan to its end; what `open_book` makes lets others find and join it.
+    """Run the plan to its end; what `open_recorder` makes lets others find and join it.
 
-    `warmth` is for a machine that is to be kept, or that resumes.
+    `start` is for a machine that is to be kept, or that resumes.
 
     Raises HypervisorError when the guest failed, Aborted when a signal came before the payload.
     """
-    record = Run(plan, hypervisor)
+    record = Run(plan)
     for warning in plan.warnings:
         sys.stderr.write(f"apppot: warning: {warning}\n")
     try:
         with contextlib.ExitStack() as stack:
-            relay = _start(record, capabilities, read_stdin, stack, open_book, warmth)
+            relay = _start(record, stack, open_recorder, start)
             record.outcome = relay.outcome
             relay.run()
             _check_returned(relay)
@@ -79,54 +77,45 @@ def run(
 
 def _start(
     record: Run,
-    capabilities: Capabilities,
-    read_stdin: bool,
     stack: contextlib.ExitStack,
-    open_book: Callable[[], Book] | None,
-    warmth: Warmth | None,
+    open_recorder: Callable[[], Recorder] | None,
+    start: WarmStart | None,
 ) -> Relay:
-    plan, hypervisor = record.plan, record.hypervisor
-    needs = hypervisor.surroundings(plan)
-    check_file_size(plan, needs)
+    plan, hypervisor = record.plan, record.plan.hypervisor
+    check_file_size(plan)
     _hold_images(plan, stack)
     tty = _terminal(plan, stack)
-    rundir = run_directory(plan, needs, capabilities, tty)
+    rundir = run_directory(plan, tty)
     stack.callback(rundir.remove)
     exchange = rundir.directory("exchange") if hypervisor.exchange else None
     net = rundir.directory("net")
     held = cpus.hold() if plan.cpus == 1 and hypervisor.pinned else None
     if held is not None:
         stack.callback(held.release)
-    private = [Shown("net", net), Shown("run", rundir.path + "/own")]
-    if exchange is not None:
-        private.append(Shown("exchange", exchange))
     rundir.directory("own")
     disks = disk_files(plan, rundir, stack)
-    sandbox = machine_sandbox(record, needs, capabilities, rundir, private, disks)
-    place_paths(plan.job, sandbox.view)
-    write_drive(plan, rundir)
+    sandbox = furnished(plan, rundir, disks)
+    record.job = placed(plan.job, sandbox.view)
+    write_drive(plan, record.job, rundir)
     record.mark("planned")
     console_read, console_write = os.pipe()
-    helper = start_network(record, capabilities, rundir, stack)
+    helper = start_network(plan, rundir, stack)
     ours, theirs = socket.socketpair()
     stack.callback(ours.close)
     orders, monitor = monitor_sockets(hypervisor, stack)
-    wires = Wires(
+    inherited = Descriptors(
         theirs.fileno(),
         None if helper.wire is None else helper.wire.fileno(),
         None if monitor is None else monitor.fileno(),
-        None if warmth is None else warmth.memory,
-        None if warmth is None else warmth.devices,
-        start_file_servers(record, capabilities, rundir, console_write, stack),
+        None if start is None else start.memory,
+        None if start is None else start.devices,
+        start_file_servers(plan, rundir, console_write, stack),
     )
-    record.argv = (
-        *sandbox.prefix,
-        *hypervisor.argv(plan, sandbox.view, sandbox.temporary, wires),
-    )
+    record.argv = machine_argv(plan, rundir.path, inherited)
     vm = spawn(
         record.argv,
         output=console_write,
-        keep=[*wires.descriptors(), *disks],
+        keep=[*inherited.all(), *disks],
         cpus=() if held is None else (held.cpu,),
         env=hypervisor_environment(sandbox),
         before_exec=sandbox.before_exec,
@@ -138,21 +127,21 @@ def _start(
     os.close(console_write)
     # While the guest boots: nothing waits for it.
     on_network_up = once_connected(plan, helper, net)
-    book = None if open_book is None else open_book()
-    listener = None if book is None else stack.enter_context(book.open(rundir.path))
+    recorder = None if open_recorder is None else open_recorder()
+    listener = None if recorder is None else stack.enter_context(recorder.open(rundir.path))
     record.console = Console(console_read, _log(plan, stack))
     if tty is not None:
         tty.raw()
     if orders is not None and monitor is not None:
         monitor.close()
-        record.monitor = connect_monitor(orders, stack) if warmth is None else warmth.attach(orders)
+        record.monitor = connect_monitor(orders, stack) if start is None else start.attach(orders)
     relay = _relay(
-        *(record, ours.fileno(), vm, exchange, tty, helper.output, read_stdin, book, listener),
+        *(record, ours.fileno(), vm, exchange, tty, helper.output, recorder, listener),
         on_network_up,
-        None if warmth is None else warmth.hello,
+        None if start is None else start.hello,
     )
-    if warmth is not None:
-        relay.send(warmth.first)
+    if start is not None:
+        relay.send(start.first)
     return relay
 
 
@@ -170,30 +159,29 @@ def _relay(
     exchange: str | None,
     tty: terminal.Terminal | None,
     helper: int | None,
-    read_stdin: bool,
-    book: Book | None,
+    recorder: Recorder | None,
     listener: socket.socket | None,
     on_network_up: Callable[[], object],
     on_hello: Callable[[], None] | None,
 ) -> Relay:
     assert record.console is not None
     plan = record.plan
-    stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if not read_stdin else 0
+    stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if not plan.read_stdin else 0
     return Relay(
         channel,
         vm,
         record.console,
-        Source(stdin, exchange, plan.job.tty, window=record.hypervisor.window),
+        Source(stdin, exchange, plan.job.tty, window=plan.hypervisor.window),
         (Sink(2, 1), Sink(3, 2)),
         tty=tty,
         hello_timeout=plan.hello_timeout,
         time_limit=plan.time_limit,
         helper=helper,
-        helper_ready=helper is None or record.hypervisor.network_by_descriptor,
+        helper_ready=helper is None or plan.hypervisor.network_by_descriptor,
         vm_is_stopped=lambda: any_stopped(vm.pid),
         machine_says=lambda: "" if record.monitor is None else record.monitor.account(),
         on_network_up=on_network_up,
-        on_started=bool if book is None else book.started,
+        on_started=bool if recorder is None else recorder.started,
         on_hello=on_hello,
         listener=listener,
         join=lambda relay: _joined(record, exchange, relay),
@@ -231,7 +219,9 @@ def _check_returned(relay: Relay) -> None:
 def _joined(record: Run, exchange: str | None, relay: Relay) -> Joined:
     from apppot.host.channel.joined import Joined
 
-    return Joined(record.plan.job, exchange, record.hypervisor.window, relay.send, relay.stop)
+    window = record.plan.hypervisor.window
+    assert record.job is not None
+    return Joined(record.job, exchange, window, relay.send, relay.stop)
 
 
 def _terminal(plan: LaunchPlan, stack: contextlib.ExitStack) -> terminal.Terminal | None:
@@ -251,6 +241,3 @@ def _log(plan: LaunchPlan, stack: contextlib.ExitStack) -> int | None:
         raise HypervisorError(f"--log {plan.log}: {error.strerror}") from error
     stack.callback(os.close, fd)
     return fd
-
-
-# -- the end ---------------------------------------------------------------------------------

@@ -1,82 +1,96 @@
-"""How the hypervisor's process and its helpers are confined for one run."""
+"""How the hypervisor's process and its helpers are confined for one run, as the plan says.
+
+What a run directory's path and a plan make is computed alike for a start and for `--explain`.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import assert_never
 
-from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.capabilities.memory import memory_place
 from apppot.host.common import terminal
 from apppot.host.common.errors import HypervisorError
-from apppot.host.confinement import bubblewrap
-from apppot.host.confinement.landlock import landlocked
+from apppot.host.confinement.bubblewrap import bubblewrap
 from apppot.host.confinement.sandbox import Confinement, Sandbox, Shown, unconfined
-from apppot.host.hypervisor.base import Surroundings, shares
+from apppot.host.hypervisor.base import Descriptors
 from apppot.host.hypervisor.launchplan import LaunchPlan
-from apppot.host.machine import fileserver
-from apppot.host.machine.run import Run
-from apppot.host.plan.confinement import choose
 from apppot.host.process.rundir import RunDir
 
 
-def machine_sandbox(
-    record: Run,
-    needs: Surroundings,
-    capabilities: Capabilities,
-    rundir: RunDir,
-    private: Sequence[Shown],
-    files: Sequence[int],
-) -> Sandbox:
-    plan = record.plan
-    shown = (*_shown_itself(plan), *private)
-    record.confinement = choose(plan.confine, capabilities)
-    if record.confinement is Confinement.BUBBLEWRAP:
-        assert capabilities.bwrap is not None
-        return bubblewrap.bubblewrap(
-            capabilities.bwrap,
-            shown,
-            memory=needs.temporary,
-            as_root=os.getuid() == 0,
-            system=needs.programs,
-            libraries=needs.libraries,
-            devices=needs.devices,
-        )
-    view = rundir.directory("view")
+def machine_argv(plan: LaunchPlan, rundir: str, inherited: Descriptors) -> tuple[str, ...]:
+    """The words that start the plan's machine, for a run directory and descriptors."""
+    sandbox = machine_sandbox(plan, rundir)
+    words = plan.hypervisor.argv(plan, sandbox.view, sandbox.temporary, inherited)
+    return (*sandbox.prefix, *words)
+
+
+def machine_sandbox(plan: LaunchPlan, rundir: str) -> Sandbox:
+    """How the hypervisor's process is started, but for what it does itself before its exec."""
+    if plan.confinement.kind is not Confinement.BUBBLEWRAP:
+        return unconfined(f"{rundir}/view", f"{rundir}/vm")
+    needs = plan.hypervisor.surroundings(plan)
+    return bubblewrap(
+        plan.confinement.bwrap,
+        (*plan.shown_itself, *_private(plan, rundir)),
+        memory=needs.temporary,
+        as_root=plan.confinement.as_root,
+        system=needs.programs,
+        libraries=needs.libraries,
+        devices=needs.devices,
+    )
+
+
+def furnished(plan: LaunchPlan, rundir: RunDir, files: Sequence[int]) -> Sandbox:
+    """`machine_sandbox` with its places made, and what holds a process without bubblewrap.
+
+    `files` are descriptors of the guest's own disks.
+    """
+    sandbox = machine_sandbox(plan, rundir.path)
+    if plan.confinement.kind is Confinement.BUBBLEWRAP:
+        return sandbox
+    shown = (*plan.shown_itself, *_private(plan, rundir.path))
+    view, own = rundir.directory("view"), rundir.directory("vm")
     for item in shown:
-        folder, _, file = item.name.partition("/")
+        _, _, file = item.name.partition("/")
         # hostfs would show a link to a file as a link: it gets the file's directory, of which
         # the guest shows that file only.
         source = os.path.dirname(item.source) if file else item.source
-        os.symlink(os.path.abspath(source), os.path.join(view, folder))
-    own = rundir.directory("vm")
-    if record.confinement is Confinement.LANDLOCK:
-        disks = [Shown("", f"/proc/self/fd/{fd}", writable=True) for fd in files]
-        return landlocked(
-            [*shown, *disks],
-            view,
-            own,
-            system=needs.programs,
-            libraries=needs.libraries,
-            devices=needs.devices,
-        )
-    if plan.confine != "off":
-        sys.stderr.write(f"apppot: warning: not confined: {capabilities.bwrap_reason}\n")
-    return unconfined(view, own)
+        os.symlink(os.path.abspath(source), os.path.join(view, item.tag))
+    if plan.confinement.kind is Confinement.NONE:
+        return sandbox
+    from apppot.host.confinement.landlock import landlocked
+
+    needs = plan.hypervisor.surroundings(plan)
+    disks = [Shown("", f"/proc/self/fd/{fd}", writable=True) for fd in files]
+    held = landlocked(
+        [*shown, *disks],
+        view,
+        own,
+        system=needs.programs,
+        libraries=needs.libraries,
+        devices=needs.devices,
+    )
+    return replace(sandbox, before_exec=held.before_exec)
 
 
-def run_directory(
-    plan: LaunchPlan,
-    needs: Surroundings,
-    capabilities: Capabilities,
-    tty: terminal.Terminal | None,
-) -> RunDir:
+def _private(plan: LaunchPlan, rundir: str) -> list[Shown]:
+    """What the machine's process sees of its run directory."""
+    private = [Shown("net", f"{rundir}/net"), Shown("run", f"{rundir}/own")]
+    if plan.hypervisor.exchange:
+        private.append(Shown("exchange", f"{rundir}/exchange"))
+    return private
+
+
+def run_directory(plan: LaunchPlan, tty: terminal.Terminal | None) -> RunDir:
     """The run directory; without bubblewrap's own tmpfs, the guest's memory lies in it too."""
     kept = None if tty is None else (tty.fd, tty.settings())
-    if choose(plan.confine, capabilities) is Confinement.BUBBLEWRAP:
+    if plan.confinement.kind is Confinement.BUBBLEWRAP:
         return RunDir.create(terminal=kept)
-    place, warning = memory_place(needs.temporary)
+    place, warning = memory_place(plan.hypervisor.surroundings(plan).temporary)
     if place is None:
         raise HypervisorError(
             f"no place for {plan.memory >> 20} MB of guest memory: /dev/shm and the temporary "
@@ -94,44 +108,29 @@ def hypervisor_environment(sandbox: Sandbox) -> dict[str, str]:
 
 
 def helper_sandbox(
-    record: Run,
-    capabilities: Capabilities,
-    shown: Shown,
-    view: str,
-    temporary: str,
-    *,
-    host_network: bool,
+    plan: LaunchPlan, shown: Shown, view: str, temporary: str, *, host_network: bool
 ) -> Sandbox:
     """How a helper is held that uses one place of the host, as strictly as the plan's machine.
 
     Where it has no view of its own, `view` is for it to read and `temporary` to write.
     """
-    # It can be held where the hypervisor's own processes cannot.
-    wish = record.plan.confine if record.hypervisor.confinable else "auto"
-    match choose(wish, capabilities):
+    method = plan.helper_confinement
+    match method.kind:
         case Confinement.BUBBLEWRAP:
-            assert capabilities.bwrap is not None
-            return bubblewrap.bubblewrap(
-                capabilities.bwrap,
+            return bubblewrap(
+                method.bwrap,
                 (shown,),
                 memory=1 << 20,
-                as_root=os.getuid() == 0,
+                as_root=method.as_root,
                 host_network=host_network,
                 system=True,
             )
         case Confinement.LANDLOCK:
+            from apppot.host.confinement.landlock import landlocked
+
             read = Shown("", "/proc/sys/fs/nr_open")  # by virtiofsd
             return landlocked((shown, read), view, temporary, system=True, network=host_network)
         case Confinement.NONE:
             return unconfined(view, temporary)
-
-
-def file_served(plan: LaunchPlan) -> dict[str, bool]:
-    """Directories that have a file server: tag, and whether the guest may write."""
-    return dict(shares(plan)) if plan.job.share == fileserver.KIND else {}
-
-
-def _shown_itself(plan: LaunchPlan) -> list[Shown]:
-    """What the machine's own process sees: nothing of what others serve."""
-    served = file_served(plan)
-    return [item for item in plan.shown if item.name.partition("/")[0] not in served]
+        case other:
+            assert_never(other)

@@ -9,15 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from apppot.host import cli
-from apppot.host.commands.parser import Parser, nearest
+from apppot.host.commands.parser import nearest
 from apppot.host.commands.table import version
 from apppot.host.common.errors import ImageError, UsageError
-
-if TYPE_CHECKING:
-    import argparse
 
 PROGRAM = "apppot-start"
 DEFAULT_IMAGE = "apppot.img"
@@ -224,24 +221,22 @@ def _run(
     pair: tuple[str, str, int] | None,
     session: str | None = None,
 ) -> int:
-    from apppot.host.commands import run
+    from apppot.host.commands.options import command
+    from apppot.host.commands.run import run_wish
+    from apppot.host.config.settings import Options as Asked
+    from apppot.host.runs.wish import Wish
 
-    args = _arguments(options)
-    args.image, args.changes, args.cow, args.session = image, changes, pair, session
-    return run.main(args)
-
-
-def _arguments(options: Options) -> argparse.Namespace:
-    """The arguments of an `apppot run` with these options."""
-    from apppot.host.commands import run
-
-    parser = Parser(prog=PROGRAM, allow_abbrev=False)
-    run.configure(parser)
-    # Behind an image that is replaced later, nothing is taken for an option.
-    args = parser.parse_args(["-", "--", *options.command])
-    args.memory, args.kernel = options.memory, options.kernel
-    args.extra, args.run_scripts = tuple(options.extra), True
-    return args
+    wish = Wish(
+        image=image,
+        argv=command(options.command),
+        options=Asked(image=image, memory=options.memory, kernel=options.kernel),
+        changes=tuple(changes),
+        session=session,
+        cow=pair,
+        extra=tuple(options.extra),
+        run_scripts=True,
+    )
+    return run_wish(wish)
 
 
 def main() -> NoReturn:

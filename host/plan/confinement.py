@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from apppot.host.common.errors import HypervisorError, Unsuited
-from apppot.host.confinement.sandbox import Confinement
+from apppot.host.confinement.sandbox import Confinement, Method
 from apppot.host.hypervisor.base import Hypervisor
 
 if TYPE_CHECKING:
     from apppot.host.capabilities.capabilities import Capabilities
 
 
-def choose(wish: str, capabilities: Capabilities) -> Confinement:
-    """How to confine here, for a wish of `WISHES`; HypervisorError when it cannot be had."""
+def choose(wish: str, capabilities: Capabilities, *, as_root: bool) -> Method:
+    """How to confine here, for a wish of `WISHES`; HypervisorError when it cannot be had.
+
+    `as_root`: the launcher is uid 0.
+    """
     if wish == "off":
-        return Confinement.NONE
+        return Method(Confinement.NONE)
     if capabilities.bwrap is not None and wish != Confinement.LANDLOCK:
-        return Confinement.BUBBLEWRAP
+        return Method(Confinement.BUBBLEWRAP, capabilities.bwrap, as_root)
     if capabilities.landlock and wish != Confinement.BUBBLEWRAP:
-        return Confinement.LANDLOCK
+        return Method(Confinement.LANDLOCK)
     if wish == "auto":
-        return Confinement.NONE
+        return Method(Confinement.NONE)
     reason = "" if wish == Confinement.LANDLOCK else capabilities.bwrap_reason
     raise HypervisorError(
         f"--confine {wish}: {reason or 'the kernel of this host has no Landlock'}",

@@ -1,7 +1,7 @@
 """How the files of the job directory get into a guest and back: decided for the plan.  Pure.
 
 The directory is shared where the hypervisor can; else, or where asked for, the guest gets a copy
-and what is new in it comes back (`apppot.host.inputs`, `apppot.host.returned`).
+and what is new in it comes back (`apppot.host.machine.inputs`, `apppot.host.channel.outputs`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from apppot.host.common.errors import Unsuited, UsageError
 
 if TYPE_CHECKING:
     from apppot.host.config.settings import Setting
-    from apppot.host.plan.request import Ground, Request
+    from apppot.host.plan.request import Findings, Request
 
 _MOST_FOLLOWED = 32
 
@@ -33,20 +33,20 @@ class JobFiles:
         return self.copy or bool(self.outputs or self.follow)
 
 
-def plan_files(request: Request, setting: Setting, ground: Ground) -> JobFiles:
+def plan_files(request: Request, setting: Setting[str], found: Findings) -> JobFiles:
     """What `request` asks for.  Raises UsageError for what cannot be had together.
 
     Unsuited where it is the hypervisor that cannot.
     """
-    copy = setting.value == "copy" or (setting.value == "auto" and not ground.hypervisor.share)
+    copy = setting.value == "copy" or (setting.value == "auto" and not found.hypervisor.share)
     asked = {"--input": request.inputs, "--output": request.outputs, "--follow": request.follow}
-    if ground.job_directory is None:
+    if found.job_directory is None:
         for option in (option for option, values in asked.items() if values):
             raise UsageError(f"{option}: there is no job directory", "leave out --job-dir none")
         return JobFiles(copy=False)
-    if setting.value == "share" and not ground.hypervisor.share:
+    if setting.value == "share" and not found.hypervisor.share:
         raise Unsuited(
-            f"{setting.origin}: {ground.hypervisor.name} cannot share directories here",
+            f"{setting.origin}: {found.hypervisor.name} cannot share directories here",
             "--job-files copy",
         )
     if request.inputs and not copy:

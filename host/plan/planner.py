@@ -3,90 +3,133 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from apppot.guest.protocol.job import HOME, JOB_DIR, SEARCH_PATH, Job, Layer, Mount, Network
 from apppot.host.common.errors import Unsuited, UsageError
 from apppot.host.config.caller import Caller
-from apppot.host.config.settings import Setting
-from apppot.host.confinement.sandbox import Shown
-from apppot.host.hypervisor.launchplan import Disk, KernelChoice, LaunchPlan
+from apppot.host.config.settings import Setting, Settings
+from apppot.host.confinement.sandbox import Confinement, Method, Shown
+from apppot.host.hypervisor.launchplan import (
+    Disk,
+    FileServer,
+    KernelChoice,
+    LaunchPlan,
+    NetworkHelper,
+    NetworkKind,
+    shares,
+)
 from apppot.host.images.record import Image, Record
+from apppot.host.plan.confinement import choose, confinement_wish
 from apppot.host.plan.inherited import hidden_of_host, kept_environment
 from apppot.host.plan.jobfiles import plan_files
-from apppot.host.plan.request import Bind, Ground, Request
+from apppot.host.plan.request import Bind, Findings, Request
 
 _LEAST_MEMORY = 64 << 20
+VIRTIOFS = "virtiofs"
 
 
-def make_plan(
-    request: Request, settings: Mapping[str, Setting], caller: Caller, ground: Ground
-) -> LaunchPlan:
+def make_plan(request: Request, settings: Settings, caller: Caller, found: Findings) -> LaunchPlan:
     """The plan for `request`.  Raises UsageError for what cannot be had together."""
-    memory: int = settings["memory"].value
+    memory = settings.memory.value
     if memory < _LEAST_MEMORY:
         raise UsageError(
             f"{memory >> 20} MB of memory are too little for a guest", "ask for 64M or more: --mem"
         )
-    network, warnings = _network(settings["network"], request, ground)
-    disks, shown, layers = _file_systems(request, hidden_of_host(caller.env), ground)
-    shown += [Shown("kernel", ground.kernel.path), Shown("runtime", ground.runtime)]
+    confinement, helper_confinement = _confinement(settings, request, caller, found)
+    network, network_helper, warnings = _network(settings.network, request, found)
+    disks, shown, layers = _file_systems(request, hidden_of_host(caller.env), found)
+    shown += [Shown("kernel", found.kernel.path), Shown("runtime", found.runtime)]
     if request.binds:
-        _needs_share(ground, "--bind")
+        _needs_share(found, "--bind")
     mounts = _binds(request.binds, shown)
-    files = plan_files(request, settings["job_files"], ground)
-    if files.copy and settings["job_files"].value == "auto":
+    files = plan_files(request, settings.job_files, found)
+    if files.copy and settings.job_files.value == "auto":
         warnings.append(
-            f"{ground.hypervisor.name} cannot show directories here: the job directory is copied, "
+            f"{found.hypervisor.name} cannot show directories here: the job directory is copied, "
             "what is new in it comes back (--job-files copy says it is meant)"
         )
-    if ground.job_directory is not None and not files.copy:
-        shown.append(Shown("job", ground.job_directory, writable=True))
-    if ground.modules is not None:
-        shown.append(Shown("modules", ground.modules))
-    job = _job(request, settings, caller, ground)
+    if found.job_directory is not None and not files.copy:
+        shown.append(Shown("job", found.job_directory, writable=True))
+    if found.modules is not None:
+        shown.append(Shown("modules", found.modules))
+    mapped = confinement.kind is Confinement.BUBBLEWRAP
+    job = _job(request, settings, caller, found, mapped=mapped)
     job.layers, job.mounts, job.network = layers, mounts, network
     job.outputs, job.follow = list(files.outputs), list(files.follow)
     if files.copy:
         job.job_dir, job.job_copy = None, True
-    scratch: int | None = settings["scratch"].value
+    scratch = settings.scratch.value
     if request.session_disk is not None:
         if scratch is not None:
             raise UsageError("a session has a disk of its own", "leave out --scratch")
-        job.scratch, job.session = ground.hypervisor.devices[len(disks)].encode(), True
+        job.scratch, job.session = found.hypervisor.devices[len(disks)].encode(), True
         shown.append(Shown("session", request.session_disk, writable=True))
         disks.append(Disk("session", writable=True))
     elif scratch is not None:
-        job.scratch = ground.hypervisor.devices[len(disks)].encode()
+        job.scratch = found.hypervisor.devices[len(disks)].encode()
         disks.append(Disk("run/scratch", writable=True))
-    if ground.hypervisor.kernel == "uml":
-        _check_cpus(settings["cpus"], ground.kernel)
+    if found.hypervisor.kernel == "uml":
+        _check_cpus(settings.cpus, found.kernel)
+    meant = settings.confine.value == "off" or not found.hypervisor.confinable
+    if confinement.kind is Confinement.NONE and not meant:
+        warnings.append(f"not confined: {found.capabilities.bwrap_reason}")
     return LaunchPlan(
-        kernel=ground.kernel,
+        hypervisor=found.hypervisor,
+        kernel=found.kernel,
         memory=memory,
-        cpus=settings["cpus"].value,
-        huge=memory <= ground.room.huge and memory % ground.room.huge_page == 0,
+        cpus=settings.cpus.value,
+        huge=memory <= found.room.huge and memory % found.room.huge_page == 0,
         disks=tuple(disks),
         shown=tuple(shown),
         job=job,
-        network=network is not None,
+        confinement=confinement,
+        helper_confinement=helper_confinement,
+        network_helper=network_helper,
+        file_servers=_file_servers(job, shown, found),
         forwards=request.forwards,
-        confine=ground.confine,
-        time_limit=settings["time"].value,
-        hello_timeout=settings["hello_timeout"].value or ground.hello_seconds,
+        read_stdin=request.read_stdin,
+        time_limit=settings.time.value,
+        hello_timeout=settings.hello_timeout.value or found.hello_seconds,
         scratch=scratch,
-        log=settings["log"].value,
+        log=settings.log.value,
         warnings=tuple(warnings),
         extra=request.extra,
-        xen_type=settings["xen_type"].value,
-        copied=ground.job_directory if files.copy else None,
+        xen_type=settings.xen_type.value,
+        copied=found.job_directory if files.copy else None,
         inputs=request.inputs,
-        returned=ground.job_directory if files.come_back() else None,
+        returned=found.job_directory if files.come_back() else None,
     )
 
 
-def _check_cpus(cpus: Setting, kernel: KernelChoice) -> None:
+def _confinement(
+    settings: Settings, request: Request, caller: Caller, found: Findings
+) -> tuple[Method, Method]:
+    """How the hypervisor's process is held, and how those beside it."""
+    able, hypervisor = found.capabilities, found.hypervisor
+    wish = confinement_wish(
+        settings.confine.value,
+        hypervisor,
+        host_image=request.image is None,
+        uid=caller.uid,
+        landlock=able.landlock,
+    )
+    # They can be held where the hypervisor's own processes cannot.
+    beside = wish if hypervisor.confinable else "auto"
+    root = found.as_root
+    return choose(wish, able, as_root=root), choose(beside, able, as_root=root)
+
+
+def _file_servers(job: Job, shown: list[Shown], found: Findings) -> tuple[FileServer, ...]:
+    """A server for each directory of the view that the guest mounts by virtiofs."""
+    program = found.capabilities.virtiofsd
+    if job.share != VIRTIOFS or program is None:
+        return ()
+    tags = dict(shares(job, shown))
+    return tuple(FileServer(program, item) for item in shown if item.tag in tags)
+
+
+def _check_cpus(cpus: Setting[int], kernel: KernelChoice) -> None:
     if cpus.value > 1 and "ncpus" not in kernel.features:
         raise UsageError(
             f"{cpus.origin}: the kernel {kernel.release} runs guests with one CPU only",
@@ -98,28 +141,32 @@ _MEANT = "--network none says it is meant"
 
 
 def _network(
-    setting: Setting, request: Request, ground: Ground
-) -> tuple[Network | None, list[str]]:
+    setting: Setting[str], request: Request, found: Findings
+) -> tuple[Network | None, NetworkHelper | None, list[str]]:
+    """The guest's interface, what is to carry it, and warnings."""
     if setting.value == "none":
         if request.forwards:
             raise UsageError("--publish needs a network", "leave out --network none")
-        return None, []
+        return None, None, []
     if setting.value != "user":
         raise UsageError(f"{setting.origin}: unknown network {setting.value!r}", "user or none")
-    device = ground.hypervisor.network_device
+    device = found.hypervisor.network_device
     if device is None:
         if setting.origin == "default" and not request.forwards:
-            return None, [f"no network: {ground.hypervisor.name} has none here ({_MEANT})"]
+            return None, None, [f"no network: {found.hypervisor.name} has none here ({_MEANT})"]
         raise Unsuited(
-            f"{ground.hypervisor.name} has no network here", "use another hypervisor, or none"
+            f"{found.hypervisor.name} has no network here", "use another hypervisor, or none"
         )
-    if ground.slirp is not None:
+    able, by_descriptor = found.capabilities, found.hypervisor.network_by_descriptor
+    if able.slirp is not None:
+        helper = NetworkHelper(NetworkKind.SLIRP, able.slirp, by_descriptor)
         # Once the guest is connected, the helper is guarded, and takes orders.
-        return Network(device=device, confirm=True), []
-    if ground.user_network and ground.hypervisor.network_by_descriptor:
-        return Network(device=device), []
+        return Network(device=device, confirm=True), helper, []
+    if able.qemu is not None and able.qemu_user_network and by_descriptor:
+        helper = NetworkHelper(NetworkKind.QEMU, able.qemu, by_descriptor)
+        return Network(device=device), helper, []
     if setting.origin == "default":
-        return None, [f"no network: slirp4netns is not installed ({_MEANT})"]
+        return None, None, [f"no network: slirp4netns is not installed ({_MEANT})"]
     raise UsageError(
         f"{setting.origin}: slirp4netns is not installed",
         "install the package slirp4netns, or use --network none",
@@ -127,46 +174,46 @@ def _network(
 
 
 def _file_systems(
-    request: Request, hidden: tuple[str, ...], ground: Ground
+    request: Request, hidden: tuple[str, ...], found: Findings
 ) -> tuple[list[Disk], list[Shown], list[Layer]]:
     """Disks, shown paths and layers: runtime, config drive, base image, changes."""
     disks = [Disk("runtime"), Disk("run/drive")]
     shown: list[Shown] = []
     layers: list[Layer] = []
     if request.cow is not None:
-        if ground.hypervisor.kernel != "uml":
+        if found.hypervisor.kernel != "uml":
             raise Unsuited(
-                f"COW files are User-Mode Linux's own: {ground.hypervisor.name} has none",
+                f"COW files are User-Mode Linux's own: {found.hypervisor.name} has none",
                 "leave out --hypervisor, or use a session: apppot run --session NAME",
             )
-        _add_cow(request.cow, ground, disks, shown, layers)
+        _add_cow(request.cow, found, disks, shown, layers)
     elif request.image is None:
-        if not ground.hypervisor.shows_root:
+        if not found.hypervisor.shows_root:
             raise Unsuited(
                 "the image `host` is made of many file systems, which "
-                f"{ground.hypervisor.name} cannot show as one",
+                f"{found.hypervisor.name} cannot show as one",
                 "leave out --hypervisor, or use another image",
             )
         shown.append(Shown("host", "/", masked=hidden))
-        share = _needs_share(ground, "the image `host`")
+        share = _needs_share(found, "the image `host`")
         layers.append(Layer(source=b"host", fstype=share, hidden=list(hidden)))
     images = [*([request.image] if request.image is not None else []), *request.changes]
     for number, image in enumerate(images):
-        device = ground.hypervisor.devices[len(disks)]
+        device = found.hypervisor.devices[len(disks)]
         layers.append(_layer(image, device))
         shown.append(Shown(f"image{number}", os.path.realpath(image.path)))
         disks.append(Disk(f"image{number}"))
     return disks, shown, layers
 
 
-def _needs_share(ground: Ground, what: str) -> str:
+def _needs_share(found: Findings, what: str) -> str:
     """The file system for directories of the host.  Raises Unsuited where there is none."""
-    if ground.hypervisor.share is None:
+    if found.hypervisor.share is None:
         raise Unsuited(
-            f"{what} shows directories of this host, which {ground.hypervisor.name} cannot",
+            f"{what} shows directories of this host, which {found.hypervisor.name} cannot",
             "leave out --hypervisor, or bring the files in with the job directory",
         )
-    return ground.hypervisor.share
+    return found.hypervisor.share
 
 
 def _layer(image: Image, device: str) -> Layer:
@@ -176,14 +223,14 @@ def _layer(image: Image, device: str) -> Layer:
 
 def _add_cow(
     pair: tuple[str, str, int],
-    ground: Ground,
+    found: Findings,
     disks: list[Disk],
     shown: list[Shown],
     layers: list[Layer],
 ) -> None:
     cow, backing, offset = pair
     shown += [Shown("cow", os.path.realpath(cow), writable=True), Shown("backing", backing)]
-    source = ground.hypervisor.devices[len(disks)].encode()
+    source = found.hypervisor.devices[len(disks)].encode()
     layers.append(Layer(source=source, fstype="ext4", offset=offset, writable=True))
     disks.append(Disk("cow", writable=True, backing="backing"))
 
@@ -206,7 +253,9 @@ def _binds(binds: tuple[Bind, ...], shown: list[Shown]) -> list[Mount]:
     return mounts
 
 
-def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, ground: Ground) -> Job:
+def _job(
+    request: Request, settings: Settings, caller: Caller, found: Findings, *, mapped: bool
+) -> Job:
     record = request.image.record if request.image is not None else None
     env = kept_environment(caller.env)
     if record is not None:
@@ -217,23 +266,23 @@ def _job(request: Request, settings: Mapping[str, Setting], caller: Caller, grou
     return Job(
         argv=_arguments(request, record),
         env=env,
-        cwd=_directory(request, ground),
-        user=_user(settings["user"], request, record),
+        cwd=_directory(request, found),
+        user=_user(settings.user, request, record),
         uid=caller.uid,
         gid=caller.gid,
-        groups=_groups(caller, ground),
+        groups=_groups(caller, mapped=mapped),
         umask=caller.umask,
         rlimits=caller.rlimits,
         tty=request.tty,
         in_pot=request.in_pot,
-        rows=ground.rows,
-        columns=ground.columns,
+        rows=found.rows,
+        columns=found.columns,
         closed=[] if request.tty else _closed(caller, request),
-        share=ground.hypervisor.share or "none",
-        job_dir=None if ground.job_directory is None else b"job",
-        exchange=b"exchange" if ground.hypervisor.exchange else None,
-        modules=None if ground.modules is None else b"modules",
-        hostname=settings["hostname"].value,
+        share=found.hypervisor.share or "none",
+        job_dir=None if found.job_directory is None else b"job",
+        exchange=b"exchange" if found.hypervisor.exchange else None,
+        modules=None if found.modules is None else b"modules",
+        hostname=settings.hostname.value,
         localtime=caller.localtime,
         search_path=_search_path(request, caller),
         run_scripts=request.run_scripts,
@@ -254,7 +303,7 @@ def _arguments(request: Request, record: Record | None) -> list[bytes]:
     return [os.fsencode(word) for word in first] + (given or [os.fsencode(w) for w in own])
 
 
-def _user(setting: Setting, request: Request, record: Record | None) -> str:
+def _user(setting: Setting[str], request: Request, record: Record | None) -> str:
     """Who runs the command: as asked, else as the image wants, else the caller."""
     wanted = record.user if record is not None and setting.origin == "default" else ""
     if wanted and not request.in_pot and not request.shell:
@@ -267,9 +316,9 @@ def _user(setting: Setting, request: Request, record: Record | None) -> str:
 _OVERFLOW_ID = 65534
 
 
-def _groups(caller: Caller, ground: Ground) -> list[list[Any]]:
+def _groups(caller: Caller, *, mapped: bool) -> list[list[Any]]:
     groups: list[list[Any]] = [[gid, name] for gid, name in caller.groups]
-    if ground.mapped and caller.uid != 0 and caller.groups:
+    if mapped and caller.uid != 0 and caller.groups:
         groups.append([_OVERFLOW_ID, "nogroup"])
     return groups
 
@@ -278,11 +327,11 @@ def _closed(caller: Caller, request: Request) -> list[int]:
     return [fd for fd in caller.closed if fd != 0 or request.read_stdin]
 
 
-def _directory(request: Request, ground: Ground) -> bytes | None:
+def _directory(request: Request, found: Findings) -> bytes | None:
     if request.in_pot:
         return b"/"
     if request.workdir is not None:
-        start = JOB_DIR if ground.job_directory is not None else HOME
+        start = JOB_DIR if found.job_directory is not None else HOME
         return os.fsencode(os.path.join(start, request.workdir))
     record = request.image.record if request.image is not None else None
     if record is not None and record.workdir and not request.shell:

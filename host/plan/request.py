@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.capabilities.memory import Memory
 from apppot.host.hypervisor.base import Hypervisor
 from apppot.host.hypervisor.launchplan import KernelChoice
@@ -48,19 +49,17 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What the plan stands on, found out before: kernel, runtime, tools, terminal size."""
+class Findings:
+    """What was found out for a plan before it is made: kernel, runtime, what the host allows."""
 
     hypervisor: Hypervisor
+    capabilities: Capabilities
+    as_root: bool  # the launcher is uid 0, whoever the guest's user is
     kernel: KernelChoice
     modules: str | None
     runtime: str
-    slirp: str | None
     rows: int
     columns: int
     job_directory: str | None  # absolute, None: no job directory
-    confine: str  # the wish, see `confinement_wish`
     room: Memory  # of the host
-    user_network: bool  # QEMU's, for hypervisors that take a descriptor
-    mapped: bool  # in a user namespace, where other users' and groups' ids do not show
     hello_seconds: float = 60.0  # how long to wait for a sign of life

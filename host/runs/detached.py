@@ -15,17 +15,17 @@ from types import FrameType
 
 from apppot.host.common.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, HypervisorError
 from apppot.host.process import spawn
-from apppot.host.runs.recorder import Book, status_of
+from apppot.host.runs.recorder import Recorder, status_of
 
 _OPEN_MAX = 1 << 30
 _TO_THE_LAUNCHER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def start(run: Callable[[Book], int], make_book: Callable[..., Book]) -> int:
+def start(run: Callable[[Recorder], int], make_recorder: Callable[..., Recorder]) -> int:
     """Start `run` in the background; prints the run's id once its payload has started."""
     ours, pipe = spawn.detach()
     if ours:
-        return _launch(run, make_book, pipe)
+        return _launch(run, make_recorder, pipe)
     said: dict[str, str] = {}
 
     def forward(number: int, _: FrameType | None) -> None:
@@ -56,15 +56,19 @@ def _outcome(said: Mapping[str, str]) -> int:
     raise HypervisorError("the launcher in the background was killed before the command started")
 
 
-def _launch(run: Callable[[Book], int], make_book: Callable[..., Book], pipe: int) -> int:
+def _launch(
+    run: Callable[[Recorder], int], make_recorder: Callable[..., Recorder], pipe: int
+) -> int:
     """In the background: the run, with what it says until its start to the caller."""
-    caller = Caller(pipe)
+    caller = Waiting(pipe)
     status = EXIT_FAILED
     try:
-        book: Book = make_book(detached=True, on_started=lambda: caller.leave(book.id))
-        book.claim()
-        _redirect(book.folder)
-        status = run(book)
+        recorder: Recorder = make_recorder(
+            detached=True, on_started=lambda: caller.leave(recorder.id)
+        )
+        recorder.claim()
+        _redirect(recorder.folder)
+        status = run(recorder)
     except BaseException as error:
         status = status_of(error)
         raise
@@ -73,7 +77,7 @@ def _launch(run: Callable[[Book], int], make_book: Callable[..., Book], pipe: in
     return status
 
 
-class Caller:
+class Waiting:
     """Who waits for the start: the other end of a pipe, and its stderr."""
 
     def __init__(self, pipe: int) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from apppot.host.capabilities.capabilities import Capabilities
     from apppot.host.config.settings import Setting
     from apppot.host.hypervisor.base import Hypervisor
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 def learn_calibration(record: Run) -> None:
     """Remember what this guest's kernel measured, so that the next one need not."""
     kernel = record.plan.kernel
-    unknown = kernel.lpj is None and kernel.tuned and record.hypervisor.kernel == "uml"
+    unknown = kernel.lpj is None and kernel.tuned and record.plan.hypervisor.kernel == "uml"
     if not unknown or record.console is None:
         return
     from apppot.host.pot import layout
@@ -30,15 +28,20 @@ def learn_calibration(record: Run) -> None:
         layout.remember_lpj(kernel.digest, int(number))
 
 
-def uml_kernel(settings: Mapping[str, Any], able: Capabilities) -> tuple[KernelChoice, str | None]:
-    """The User-Mode Linux kernel, and the directory of its modules where it needs some."""
+def uml_kernel(
+    wanted: str | None, memory: int, able: Capabilities
+) -> tuple[KernelChoice, str | None]:
+    """The User-Mode Linux kernel, and the directory of its modules where it needs some.
+
+    `wanted` is a file, None the pot's own or the host's; `memory` bytes are what the guest gets.
+    """
     from apppot.host.hypervisor.launchplan import KernelChoice
     from apppot.host.pot import layout
 
-    kernel = layout.find_kernel(kernel=settings["kernel"])
+    kernel = layout.find_kernel(kernel=wanted)
     if not kernel.tuned:
         sys.stderr.write(f"apppot: {kernel.release} is not the pot's own: {layout.KERNEL_HINT}\n")
-        _warn_of_mappings(settings["memory"], able.max_map_count)
+        _warn_of_mappings(memory, able.max_map_count)
     choice = KernelChoice(
         path=kernel.path,
         release=kernel.release,
@@ -65,7 +68,7 @@ def x86_kernel(wanted: str | None) -> KernelChoice:
 _HIGH_HALF = 0xFFFFFFFF80000000
 
 
-def check_kernel_file(setting: Setting, hypervisor: Hypervisor) -> None:
+def check_kernel_file(setting: Setting[str | None], hypervisor: Hypervisor) -> None:
     """Raise Unsuited where the kernel asked for is another kind than this hypervisor boots.
 
     One for a machine is a bzImage, or an ELF file that is linked to the high half of memory.

@@ -1,67 +1,64 @@
-"""A command line made into a plan: settings, image, capabilities."""
+"""From a wish to a launch plan: what it names is looked up, then it is planned."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from apppot.host.commands.options import environment, parse_bind, parse_entrypoint, parse_forward
 from apppot.host.common.errors import ApppotError, UsageError
-from apppot.host.config.caller import wants_terminal
 from apppot.host.runs.kernels import check_kernel_file, uml_kernel, x86_kernel
 
 if TYPE_CHECKING:
     from apppot.host.capabilities.memory import Memory
     from apppot.host.config.caller import Caller
-    from apppot.host.config.settings import Setting
+    from apppot.host.config.settings import Setting, Settings
     from apppot.host.hypervisor.base import Hypervisor
     from apppot.host.hypervisor.launchplan import LaunchPlan
     from apppot.host.images.record import Image
-    from apppot.host.plan.request import Ground, Request
+    from apppot.host.plan.request import Findings, Request
+    from apppot.host.runs.wish import Wish
     from apppot.host.warm.store import Kept
 
 
-class Prepared:
-    """A command line made into a plan: settings, image, capabilities, plan.
+class PreparedRun:
+    """A wish with its plan for the first hypervisor that can be tried, and those after it.
 
     What the plan holds (a session) is released with `stack`.
     """
 
-    def __init__(self, args: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    plan: LaunchPlan
+
+    def __init__(self, wish: Wish, stack: contextlib.ExitStack) -> None:
         from apppot.host.capabilities import capabilities
         from apppot.host.capabilities.memory import memory
         from apppot.host.common import paths
-        from apppot.host.config import settings as config
         from apppot.host.config.caller import Caller
+        from apppot.host.config.settings import resolve
         from apppot.host.hypervisor.choice import candidates
 
-        options = {name: getattr(args, name, None) for name in config.RULES}
-        self.settings: dict[str, Setting] = config.resolve(
-            options, os.environ, paths.config_files()
-        )
+        self.settings: Settings = resolve(wish.options, os.environ, paths.config_files())
         self.capabilities = capabilities.limited(
             capabilities.probe(),
-            self.settings["qemu_machine"].value,
-            self.settings["qemu_share"].value,
+            self.settings.qemu_machine.value,
+            self.settings.qemu_share.value,
         )
-        self._candidates = candidates(self.settings["hypervisor"], self.capabilities)
+        self._candidates = candidates(self.settings.hypervisor, self.capabilities)
         self.caller = Caller.of_this_process()
-        if getattr(args, "neutral", False):
+        if wish.neutral:
             self.caller = self.caller.neutral()
-        tty = wants_terminal(args, self.caller)
-        self.request: Request = _request(args, tty, self.caller)
-        if getattr(args, "session", None) is not None:
-            disk = hold_session(args, self.request, stack)
+        self.request: Request = _request(wish, self.caller)
+        if wish.session is not None:
+            disk = hold_session(wish, wish.session, self.request, stack)
             self.request = replace(self.request, session_disk=disk)
         self.room = memory()
         self._problems: dict[str, ApppotError] = {}
         self._plan()
         if self.hypervisor.host_memory:
-            check_memory(self.settings["memory"], self.room)
+            check_memory(self.settings.memory, self.room)
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -70,7 +67,7 @@ class Prepared:
 
     def kept(self) -> Kept | None:
         """The kept machine that this run can resume from, where there is one."""
-        if self.settings["warm"].value == "off" or not self.hypervisor.monitored:
+        if self.settings.warm.value == "off" or not self.hypervisor.monitored:
             return None
         from apppot.host.common import paths
 
@@ -80,31 +77,29 @@ class Prepared:
         from apppot.host.warm import key, store
 
         try:
-            plan, hypervisor = self.keepable(), self.hypervisor.alone()
+            plan = self.keepable()
         except Unsuited:
             return None
-        if key.obstacle(plan, hypervisor):
-            return None
-        return store.find(key.key(plan, hypervisor, self.request))
+        return None if key.obstacle(plan) else store.find(key.key(plan, self.request))
 
     def keepable(self) -> LaunchPlan:
         """The plan of a machine that can be kept: it has no process beside its own.
 
         Raises Unsuited where such a machine cannot do what is asked.
         """
-        hypervisor = self.hypervisor.alone()
+        hypervisor = self.hypervisor.without_servers()
         if hypervisor.share == self.hypervisor.share:
-            return self.plan
-        from apppot.host.plan import planner
+            return replace(self.plan, hypervisor=hypervisor)
+        from apppot.host.plan.planner import make_plan
 
-        ground = replace(self.ground, hypervisor=hypervisor)
-        return planner.make_plan(self.request, self.settings, self.caller, ground)
+        found = replace(self._found, hypervisor=hypervisor)
+        return make_plan(self.request, self.settings, self.caller, found)
 
     def give_up(self, kept: Kept, reason: str) -> None:
         """Delete a kept machine of which no guest came to life, and start cold."""
         from apppot.host.warm import store
 
-        self.settings["warm"] = replace(self.settings["warm"], value="off")
+        self.settings = replace(self.settings, warm=replace(self.settings.warm, value="off"))
         with contextlib.suppress(OSError):
             store.remove(kept)
         sys.stderr.write(f"apppot: warning: warm start: {reason}; it is deleted, starting cold\n")
@@ -130,19 +125,18 @@ class Prepared:
     def _plan_for_first(self) -> bool:
         from apppot.host.common.errors import PotError, Unsuited
         from apppot.host.hypervisor import verdicts
-        from apppot.host.plan import planner
+        from apppot.host.plan.planner import make_plan
 
         if self.request.image is None and self.request.cow is None:
             # The host's root is many file systems.
-            self._candidates[0] = self.hypervisor.alone()
+            self._candidates[0] = self.hypervisor.without_servers()
         try:
-            check_kernel_file(self.settings["kernel"], self.hypervisor)
-            self.ground: Ground = _ground(self)
-            if not self.is_last and verdicts.recall(
-                self.hypervisor.name, self.ground.kernel.digest
-            ):
+            check_kernel_file(self.settings.kernel, self.hypervisor)
+            self._found: Findings = _findings(self)
+            digest = self._found.kernel.digest
+            if not self.is_last and verdicts.recall(self.hypervisor.name, digest):
                 return False
-            self.plan = planner.make_plan(self.request, self.settings, self.caller, self.ground)
+            self.plan = make_plan(self.request, self.settings, self.caller, self._found)
         except (PotError, Unsuited) as error:
             self._problems[self.hypervisor.name] = error
             if self.is_last:
@@ -152,17 +146,18 @@ class Prepared:
         return True
 
 
-def hold_session(args: argparse.Namespace, request: Request, stack: contextlib.ExitStack) -> str:
-    """The disk of the session asked for, made if it is new and held until `stack` closes."""
+def hold_session(wish: Wish, name: str, request: Request, stack: contextlib.ExitStack) -> str:
+    """The disk of the session `name`, made if it is new and held until `stack` closes."""
     from apppot.host.images import sessions
 
     base = "+".join([_digest(request.image), *map(_digest, request.changes)])
-    session = sessions.find(args.session)
+    session = sessions.find(name)
     if session is None:
         changes = tuple(os.path.realpath(image.path) for image in request.changes)
         is_file = request.image is not None and request.image.digest is None
-        image = os.path.realpath(args.image) if is_file else args.image
-        session = sessions.create(args.session, image, base, changes)
+        reference = str(wish.image)
+        image = os.path.realpath(reference) if is_file else reference
+        session = sessions.create(name, image, base, changes)
     sessions.check_base(session, base)
     stack.enter_context(sessions.held(session))
     return session.disk
@@ -177,36 +172,29 @@ def _digest(image: Image | None) -> str:
     return image.digest or known_digest(image.path)
 
 
-def _request(args: argparse.Namespace, tty: bool, caller: Caller) -> Request:
+def _request(wish: Wish, caller: Caller) -> Request:
     from apppot.host.plan.request import Request
 
-    # Not os.fsencode on the way in: argv arrived by it, so this gives back the very bytes.
-    argv = tuple(os.fsencode(word) for word in args.argv)
-    if argv[:1] == (b"--",):
-        argv = argv[1:]
-    cow = getattr(args, "cow", None)
-    image = None if cow is not None else find_image(args.image)
+    image = None if wish.image is None else find_image(wish.image)
     return Request(
         image=image,
-        argv=argv,
-        changes=_changes(args.changes, image),
-        binds=tuple(parse_bind(text) for text in args.bind),
-        env=environment(args),
-        workdir=args.workdir,
-        tty=tty,
-        # In the background, reading the terminal would stop the launcher.
-        read_stdin=not args.no_stdin and (caller.foreground or 0 not in caller.terminals),
-        shell=args.console,
-        entrypoint=parse_entrypoint(getattr(args, "entrypoint", None)),
-        in_pot=args.in_pot,
-        inputs=tuple(getattr(args, "input", None) or ()),
-        outputs=tuple(getattr(args, "output", None) or ()),
-        follow=tuple(getattr(args, "follow", None) or ()),
-        forwards=tuple(parse_forward(text) for text in args.publish),
-        # What only the original's command line can ask for.
-        cow=cow,
-        extra=getattr(args, "extra", ()),
-        run_scripts=getattr(args, "run_scripts", False),
+        argv=wish.argv,
+        changes=_changes(wish.changes, image),
+        binds=wish.binds,
+        env=wish.env,
+        workdir=wish.workdir,
+        tty=caller.wants_terminal(wish.tty, stdin=wish.stdin, shell=wish.shell),
+        read_stdin=wish.stdin and caller.can_read_stdin,
+        shell=wish.shell,
+        entrypoint=wish.entrypoint,
+        in_pot=wish.in_pot,
+        inputs=wish.inputs,
+        outputs=wish.outputs,
+        follow=wish.follow,
+        forwards=wish.forwards,
+        cow=wish.cow,
+        extra=wish.extra,
+        run_scripts=wish.run_scripts,
     )
 
 
@@ -218,7 +206,7 @@ def find_image(reference: str) -> Image | None:
     return None if reference == HOST_IMAGE else resolve(reference)
 
 
-def _changes(paths: list[str], image: Image | None) -> tuple[Image, ...]:
+def _changes(paths: Sequence[str], image: Image | None) -> tuple[Image, ...]:
     """The changes files at `paths`, lowest first, checked to belong to `image`.
 
     A tar is converted, once for each image.
@@ -256,7 +244,7 @@ def _label(image: Image | None) -> str:
     return image.record.name if image.record is not None else image.path
 
 
-def check_memory(setting: Setting, room: Memory) -> None:
+def check_memory(setting: Setting[int], room: Memory) -> None:
     """Say beforehand when the memory asked for cannot be had.  Raises UsageError."""
     if setting.value > room.total:
         raise UsageError(
@@ -271,39 +259,28 @@ def check_memory(setting: Setting, room: Memory) -> None:
         )
 
 
-def _ground(prepared: Prepared) -> Ground:
+def _findings(prepared: PreparedRun) -> Findings:
     from apppot.host.common import terminal
-    from apppot.host.confinement.sandbox import Confinement
-    from apppot.host.plan.confinement import choose, confinement_wish
-    from apppot.host.plan.request import Ground
+    from apppot.host.plan.request import Findings
     from apppot.host.pot import layout
 
-    settings: dict[str, Any] = {name: item.value for name, item in prepared.settings.items()}
+    settings, able = prepared.settings, prepared.capabilities
     if prepared.hypervisor.kernel == "uml":
-        kernel, modules = uml_kernel(settings, prepared.capabilities)
+        kernel, modules = uml_kernel(settings.kernel.value, settings.memory.value, able)
     else:
-        kernel, modules = x86_kernel(settings["kernel"]), None
-    wish = confinement_wish(
-        settings["confine"],
-        prepared.hypervisor,
-        host_image=prepared.request.image is None,
-        uid=prepared.caller.uid,
-        landlock=prepared.capabilities.landlock,
-    )
+        kernel, modules = x86_kernel(settings.kernel.value), None
     rows, columns = terminal.size(0)
-    return Ground(
+    return Findings(
         hypervisor=prepared.hypervisor,
+        capabilities=able,
+        as_root=os.getuid() == 0,
         kernel=kernel,
         modules=modules,
         runtime=layout.find_runtime(),
-        slirp=prepared.capabilities.slirp,
-        user_network=prepared.capabilities.qemu_user_network,
         rows=rows,
         columns=columns,
-        job_directory=job_directory(settings["job_dir"]),
-        confine=wish,
+        job_directory=job_directory(settings.job_dir.value),
         room=prepared.room,
-        mapped=choose(wish, prepared.capabilities) is Confinement.BUBBLEWRAP,
         hello_seconds=60.0 if prepared.is_last else 10.0,
     )
 

@@ -22,7 +22,7 @@ from apppot.host.common.units import timestamp
 from apppot.host.runs.records import SOCKET, home, process_start, write
 
 
-class Book:
+class Recorder:
     """Keeps one run's record.  `on_started` is called when the payload has started."""
 
     def __init__(

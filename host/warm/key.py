@@ -8,7 +8,7 @@ import re
 from hashlib import sha256
 
 from apppot.guest.protocol.job import Job, Network
-from apppot.host.hypervisor.base import Hypervisor, Wires
+from apppot.host.hypervisor.base import Descriptors
 from apppot.host.hypervisor.launchplan import LaunchPlan
 from apppot.host.plan.request import Request
 
@@ -31,9 +31,9 @@ LATE = frozenset(
 )
 
 
-def obstacle(plan: LaunchPlan, hypervisor: Hypervisor) -> str:
+def obstacle(plan: LaunchPlan) -> str:
     """Why a run of this plan cannot resume from a kept machine; empty where it can."""
-    job = plan.job
+    job, hypervisor = plan.job, plan.hypervisor
     if not hypervisor.monitored:
         return f"{hypervisor.name} keeps no machines"
     if plan.huge:
@@ -60,10 +60,10 @@ def early_job(job: Job) -> Job:
     return early
 
 
-def key(plan: LaunchPlan, hypervisor: Hypervisor, request: Request) -> str:
+def key(plan: LaunchPlan, request: Request) -> str:
     """The name of the kept machine that serves this plan (64 hex digits)."""
-    wires = Wires(3, 4 if plan.network else None, 5)
-    argv = hypervisor.argv(plan, "/view", "/tmp", wires)
+    inherited = Descriptors(3, 4 if plan.network_helper is not None else None, 5)
+    argv = plan.hypervisor.argv(plan, "/view", "/tmp", inherited)
     # Measured anew at each boot of the host, never quite the same.
     argv = [re.sub(r"\btsc_early_khz=\d+", "", word) for word in argv]
     images = [*([request.image] if request.image is not None else []), *request.changes]

@@ -29,13 +29,8 @@ _SECONDS = 60.0
 _CAPABILITIES = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
 
 
-class Warmth:
-    """What `launch` does differently for such a machine.
-
-    `memory` and `devices` are descriptors that the hypervisor inherits; a machine with `devices`
-    waits until `attach` gives it its state.  `first` is the first that it is told, and `hello`
-    is called instead of GO where there is one.
-    """
+class _Start:
+    """What both have for `apppot.host.machine.launch`: see its `WarmStart`."""
 
     memory: int
     devices: int | None = None
@@ -47,7 +42,7 @@ class Warmth:
         raise NotImplementedError
 
 
-class Keeping(Warmth):
+class Keeping(_Start):
     """A machine that boots to be kept.  `kept` is what came of it."""
 
     kept: store.Kept
@@ -81,7 +76,7 @@ class Keeping(Warmth):
             ) from error
 
 
-class Resuming(Warmth):
+class Resuming(_Start):
     """A machine that goes on where a kept one stopped.  Raises OSError where that is gone.
 
     `plan` is what to start, instead of the one given.

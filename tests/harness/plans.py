@@ -6,14 +6,14 @@ from typing import Any
 
 from apppot.host.capabilities.capabilities import QEMU_DEVICES, QEMU_MACHINES, Capabilities
 from apppot.host.capabilities.memory import Memory
-from apppot.host.config import settings as config
 from apppot.host.config.caller import Caller
+from apppot.host.config.settings import Options, Settings, resolve
 from apppot.host.hypervisor.launchplan import KernelChoice, LaunchPlan
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.images.record import Image
 from apppot.host.plan import planner
-from apppot.host.plan.request import Ground, Request
+from apppot.host.plan.request import Findings, Request
 
 CALLER = Caller(
     uid=1234,
@@ -47,29 +47,27 @@ HOST = Capabilities(
     max_map_count=65530,
 )
 UML = Uml(HOST)
-GROUND = Ground(
+FOUND = Findings(
     hypervisor=UML,
+    capabilities=HOST,
+    as_root=False,
     kernel=KERNEL,
     modules=None,
     runtime="/pot/runtime.ext4",
-    slirp="/usr/bin/slirp4netns",
-    user_network=False,
     rows=24,
     columns=80,
     job_directory="/work/a job",
-    confine="auto",
     room=Memory(8 << 30, 4 << 30, "the host"),
-    mapped=False,
 )
 PROBED = Probed(ImageFormat.SQUASHFS, 4096)
 IMAGE = Image("/images/base.squashfs", ImageFormat.SQUASHFS, None, None, PROBED)
 COMMAND = (b"echo", b"\xff two")
 
 
-def settings(**options: Any) -> dict[str, config.Setting]:
-    return config.resolve(options, {})
+def settings(**options: Any) -> Settings:
+    return resolve(Options(**options), {})
 
 
-def plan(request: Request | None = None, ground: Ground = GROUND, **options: Any) -> LaunchPlan:
+def plan(request: Request | None = None, found: Findings = FOUND, **options: Any) -> LaunchPlan:
     request = request or Request(IMAGE, COMMAND)
-    return planner.make_plan(request, settings(**options), CALLER, ground)
+    return planner.make_plan(request, settings(**options), CALLER, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,34 +13,43 @@ from apppot.host.common.errors import UsageError
 from apppot.host.config import settings
 from apppot.host.machine import diagnosis
 
+NOTHING = settings.Options()
+
+
+def test_everything_that_is_set_can_be_asked_for() -> None:
+    names = [
+        [field.name for field in fields(kind)] for kind in (settings.Settings, settings.Options)
+    ]
+    assert names[0] == names[1]
+
 
 def test_precedence(tmp_path: Path) -> None:
     site, mine = tmp_path / "site.toml", tmp_path / "mine.toml"
     site.write_text('memory = "1G"\ncpus = 3\nhostname = "site"\n')
     mine.write_text('memory = "2G"\ncpus = 4\n')
     env = {"APPPOT_MEM": "3G", "SLURM_CPUS_PER_TASK": "5"}
-    got = settings.resolve({"memory": "4G"}, env, (str(site), str(mine)))
-    assert got["memory"] == settings.Setting(4 << 30, "--mem")
-    got = settings.resolve({}, env, (str(site), str(mine)))
-    assert got["memory"] == settings.Setting(3 << 30, "$APPPOT_MEM")
-    assert got["cpus"] == settings.Setting(5, "batch allocation")
-    got = settings.resolve({}, {}, (str(site), str(mine)))
-    assert got["memory"] == settings.Setting(2 << 30, str(mine))
-    assert got["hostname"] == settings.Setting("site", str(site))
-    assert settings.resolve({}, {})["memory"] == settings.Setting(512 << 20, "default")
+    got = settings.resolve(settings.Options(memory="4G"), env, (str(site), str(mine)))
+    assert got.memory == settings.Setting(4 << 30, "--mem")
+    got = settings.resolve(NOTHING, env, (str(site), str(mine)))
+    assert got.memory == settings.Setting(3 << 30, "$APPPOT_MEM")
+    assert got.cpus == settings.Setting(5, "batch allocation")
+    got = settings.resolve(NOTHING, {}, (str(site), str(mine)))
+    assert got.memory == settings.Setting(2 << 30, str(mine))
+    assert got.hostname == settings.Setting("site", str(site))
+    assert settings.resolve(NOTHING, {}).memory == settings.Setting(512 << 20, "default")
 
 
 def test_batch_memory_leaves_room_for_the_launcher() -> None:
-    got = settings.resolve({}, {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_PER_TASK": "2"})
-    assert got["memory"].origin == "batch allocation"
-    assert 1 << 30 < got["memory"].value < 2 << 30
+    got = settings.resolve(NOTHING, {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_PER_TASK": "2"})
+    assert got.memory.origin == "batch allocation"
+    assert 1 << 30 < got.memory.value < 2 << 30
 
 
 @pytest.mark.parametrize("text", ["nonsense = 1", "memory = ", 'memory = "much"', "cpus = true"])
 def test_bad_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(UsageError) as caught:
-        settings.resolve({}, {}, (str(tmp_path / "c.toml"),))
+        settings.resolve(NOTHING, {}, (str(tmp_path / "c.toml"),))
     assert "c.toml" in caught.value.cause
 
 

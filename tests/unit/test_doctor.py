@@ -11,7 +11,7 @@ from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.capabilities.memory import Memory
 from apppot.host.commands import doctor as command
 from apppot.host.commands.table import build_parser
-from apppot.host.config.settings import Setting
+from apppot.host.config.settings import Setting, Settings
 from apppot.host.doctor import checks as doctor
 from apppot.host.doctor.checks import Check, Mark
 from apppot.host.doctor.facts import Facts, Place
@@ -235,8 +235,8 @@ def test_exit_status_says_whether_a_guest_can_run(
 def test_memory_option_reaches_the_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def gather(settings: dict[str, Setting]) -> Facts:
-        seen.append(settings["memory"].value)
+    def gather(settings: Settings) -> Facts:
+        seen.append(settings.memory.value)
         return GOOD
 
     monkeypatch.setattr("apppot.host.doctor.facts.gather", gather)

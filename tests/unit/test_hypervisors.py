@@ -15,9 +15,9 @@ from apppot.host.capabilities.capabilities import Capabilities, limited
 from apppot.host.common.errors import HypervisorError, Unsuited
 from apppot.host.config.settings import Setting
 from apppot.host.hypervisor import qemu, verdicts, xen, xenguard, xennet
-from apppot.host.hypervisor.base import Wires
+from apppot.host.hypervisor.base import Descriptors
 from apppot.host.hypervisor.choice import candidates
-from apppot.host.hypervisor.launchplan import LaunchPlan, place_paths
+from apppot.host.hypervisor.launchplan import LaunchPlan, placed
 from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.hypervisor.xen import Xen
@@ -25,15 +25,15 @@ from apppot.host.machine import fileserver
 from apppot.host.plan.confinement import confinement_wish
 from apppot.host.plan.request import Bind, Request
 
-from tests.harness.plans import GROUND, HOST, IMAGE, plan
+from tests.harness.plans import FOUND, HOST, IMAGE, plan
 
 AUTO = Setting("auto", "default")
-X86 = replace(GROUND, hypervisor=Qemu(HOST), kernel=replace(GROUND.kernel, features=frozenset()))
+X86 = replace(FOUND, hypervisor=Qemu(HOST), kernel=replace(FOUND.kernel, features=frozenset()))
 XEN = replace(X86, hypervisor=Xen(HOST))
 
 
 def argv(made: LaunchPlan, hypervisor: Qemu, network: int | None = None) -> list[str]:
-    return hypervisor.argv(made, "/view", "/tmp", Wires(9, network, 12))
+    return hypervisor.argv(made, "/view", "/tmp", Descriptors(9, network, 12))
 
 
 def test_golden_argv() -> None:
@@ -81,8 +81,8 @@ def without(*words: str) -> Capabilities:
 
 def test_the_same_on_q35_with_pci_devices() -> None:
     hypervisor = Qemu(without("microvm"))
-    made = plan(ground=replace(X86, hypervisor=hypervisor))
-    usual, words = argv(plan(ground=X86), Qemu(HOST), 11), argv(made, hypervisor, 11)
+    made = plan(found=replace(X86, hypervisor=hypervisor))
+    usual, words = argv(plan(found=X86), Qemu(HOST), 11), argv(made, hypervisor, 11)
     assert words[2] == "q35,accel=tcg,vmport=off,usb=off,sata=off,smbus=off"
     assert words[3:] == [
         word.replace("-device,", "-pci,").replace("netdev=net", "netdev=net,romfile=")
@@ -132,7 +132,9 @@ def test_directories_by_virtiofs_share_the_guests_memory(bus: str) -> None:
     bind = Bind("/data", "/srv/data", True, False)
     made = plan(Request(IMAGE, (), binds=(bind,)), replace(X86, hypervisor=hypervisor))
     assert made.job.share == "virtiofs"
-    words = hypervisor.argv(made, "/view", "/tmp", Wires(9, files=(("job", 20), ("bind0", 21))))
+    words = hypervisor.argv(
+        made, "/view", "/tmp", Descriptors(9, files=(("job", 20), ("bind0", 21)))
+    )
     text = " ".join(words)
     assert "memory-backend-memfd,id=memory,size=524288K,share=on -machine memory-backend=m" in text
     for tag, server in (("bind0", 21), ("job", 20)):
@@ -142,10 +144,10 @@ def test_directories_by_virtiofs_share_the_guests_memory(bus: str) -> None:
 
 
 def test_huge_pages_that_a_file_server_reads_are_shared() -> None:
-    room = replace(GROUND.room, huge=512 << 20, huge_page=2 << 20)
+    room = replace(FOUND.room, huge=512 << 20, huge_page=2 << 20)
     hypervisor = Qemu(SERVED)
-    made = plan(ground=replace(X86, hypervisor=hypervisor, room=room))
-    words = hypervisor.argv(made, "/view", "/tmp", Wires(9, files=(("job", 20),)))
+    made = plan(found=replace(X86, hypervisor=hypervisor, room=room))
+    words = hypervisor.argv(made, "/view", "/tmp", Descriptors(9, files=(("job", 20),)))
     assert "memory-backend-memfd,id=memory,size=524288K,hugetlb=on,share=on" in words
 
 
@@ -161,42 +163,45 @@ def test_the_file_server_is_told_who_the_caller_is() -> None:
 
 
 def test_a_machine_that_is_alone_has_no_file_server() -> None:
-    assert (Qemu(SERVED).alone().share, Kvm(SERVED).alone().name) == ("9p", "kvm")
+    assert (Qemu(SERVED).without_servers().share, Kvm(SERVED).without_servers().name) == (
+        "9p",
+        "kvm",
+    )
 
 
 def test_what_cannot_be_shown_is_copied_or_left_to_the_next() -> None:
-    ground = replace(X86, hypervisor=Qemu(without("9p")))
-    made = plan(ground=ground)
+    found = replace(X86, hypervisor=Qemu(without("9p")))
+    made = plan(found=found)
     assert (made.job.job_copy, made.copied, made.returned) == (True, "/work/a job", "/work/a job")
     assert "qemu cannot show directories here" in made.warnings[0]
-    assert plan(ground=ground, job_files="copy").warnings == ()
+    assert plan(found=found, job_files="copy").warnings == ()
     bind = Bind("/data", "/srv/data", True, False)
     with pytest.raises(Unsuited, match="qemu cannot"):
-        plan(Request(IMAGE, (), binds=(bind,)), ground)
+        plan(Request(IMAGE, (), binds=(bind,)), found)
     with pytest.raises(Unsuited, match="qemu cannot share"):
-        plan(ground=ground, job_files="share")
+        plan(found=found, job_files="share")
     with pytest.raises(Unsuited, match="qemu has no network"):
-        plan(ground=replace(X86, hypervisor=Qemu(without("virtio-net"))), network="user")
+        plan(found=replace(X86, hypervisor=Qemu(without("virtio-net"))), network="user")
 
 
 def test_huge_pages_where_the_host_has_enough() -> None:
-    room = replace(GROUND.room, huge=512 << 20, huge_page=2 << 20)
-    ground = replace(X86, room=room)
-    words = argv(plan(ground=ground), Qemu(HOST))
+    room = replace(FOUND.room, huge=512 << 20, huge_page=2 << 20)
+    found = replace(X86, room=room)
+    words = argv(plan(found=found), Qemu(HOST))
     assert "memory-backend-memfd,id=memory,size=524288K,hugetlb=on" in words
     for memory_asked in ("514M", "511M"):
-        assert not plan(ground=ground, memory=memory_asked).huge
+        assert not plan(found=found, memory=memory_asked).huge
 
 
 def test_several_processors() -> None:
-    words = argv(plan(ground=X86, cpus="2"), Qemu(HOST))
+    words = argv(plan(found=X86, cpus="2"), Qemu(HOST))
     assert words[words.index("-smp") + 1] == "2"
 
 
 def test_shares_are_named_by_tag() -> None:
-    made = plan(ground=X86)
-    place_paths(made.job, "/view")
-    assert (made.job.share, made.job.job_dir, made.job.exchange) == ("9p", b"job", None)
+    made = plan(found=X86)
+    job = placed(made.job, "/view")
+    assert (job.share, job.job_dir, job.exchange) == ("9p", b"job", None)
     assert made.job.network is not None
     assert made.job.network.device == "eth0"
 
@@ -309,7 +314,7 @@ vif = [
 def test_the_guard_is_told_of_files_and_who_may_write() -> None:
     request = Request(IMAGE, (b"true",), binds=BINDS)
     made = plan(request, XEN)
-    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/vm", Wires(9, 11))
+    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/vm", Descriptors(9, 11))
     assert words[2].endswith("/xenguard.py")
     assert words[3:5] == ["9", "11"]
     assert words[8:] == [
@@ -321,14 +326,14 @@ def test_the_guard_is_told_of_files_and_who_may_write() -> None:
 
 
 def test_a_domain_without_a_network() -> None:
-    made = plan(ground=XEN, network="none")
-    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/vm", Wires(9))
+    made = plan(found=XEN, network="none")
+    words = Xen(HOST).argv(made, "/view", "/run/apppot-0-1/vm", Descriptors(9))
     assert words[4] == "-"
     assert "vif" not in Xen(HOST).configuration(made, "/view", "/run/apppot-0-1/vm")
 
 
 def test_memory_of_a_domain_is_no_less_than_asked_for() -> None:
-    made = plan(ground=XEN, network="none", memory="100000K")
+    made = plan(found=XEN, network="none", memory="100000K")
     assert "memory = 98\n" in Xen(HOST).configuration(made, "/view", "/run/a/vm")
 
 

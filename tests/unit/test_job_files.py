@@ -15,11 +15,11 @@ from apppot.host.config import settings
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.machine import inputs
 from apppot.host.plan.jobfiles import JobFiles, plan_files
-from apppot.host.plan.request import Bind, Ground, Request
+from apppot.host.plan.request import Bind, Findings, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.harness.plans import GROUND, HOST, IMAGE, plan
+from tests.harness.plans import FOUND, HOST, IMAGE, plan
 
 
 class Alone(Uml):
@@ -28,19 +28,19 @@ class Alone(Uml):
     share: str | None = None
 
 
-ALONE = replace(GROUND, hypervisor=Alone(HOST))
+ALONE = replace(FOUND, hypervisor=Alone(HOST))
 
 
-def planned(how: str, ground: Ground = GROUND, **asked: Any) -> JobFiles:
+def planned(how: str, found: Findings = FOUND, **asked: Any) -> JobFiles:
     values: dict[str, Any] = {name: tuple(texts) for name, texts in asked.items()}
     request = replace(Request(None, ()), **values)
-    return plan_files(request, settings.Setting(how, "--job-files"), ground)
+    return plan_files(request, settings.Setting(how, "--job-files"), found)
 
 
 def test_share_and_copy() -> None:
     assert planned("auto") == planned("share") == JobFiles(copy=False)
     assert planned("copy") == planned("auto", ALONE) == JobFiles(copy=True)
-    assert planned("copy", replace(GROUND, job_directory=None)) == JobFiles(copy=False)
+    assert planned("copy", replace(FOUND, job_directory=None)) == JobFiles(copy=False)
     assert not planned("auto").come_back()
     assert planned("copy").come_back()
 
@@ -75,7 +75,7 @@ def test_what_cannot_be(how: str, asked: dict[str, Any], words: str) -> None:
 
 def test_without_a_job_directory() -> None:
     with pytest.raises(UsageError):
-        planned("copy", replace(GROUND, job_directory=None), outputs=["x"])
+        planned("copy", replace(FOUND, job_directory=None), outputs=["x"])
     with pytest.raises(UsageError):
         planned("share", ALONE)
 

@@ -10,19 +10,19 @@ import pytest
 from apppot.guest.protocol.job import Job
 from apppot.host.commands.options import parse_bind, parse_forward
 from apppot.host.common.errors import UsageError
-from apppot.host.hypervisor.base import Wires
-from apppot.host.hypervisor.launchplan import LaunchPlan, place_paths
+from apppot.host.hypervisor.base import Descriptors
+from apppot.host.hypervisor.launchplan import LaunchPlan, NetworkHelper, NetworkKind, placed
 from apppot.host.hypervisor.qemu import Qemu
 from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.images.record import Image, Record
 from apppot.host.plan.inherited import HOST_HIDDEN, hidden_of_host
 from apppot.host.plan.request import Bind, Request
 
-from tests.harness.plans import COMMAND, GROUND, HOST, IMAGE, KERNEL, UML, plan
+from tests.harness.plans import COMMAND, FOUND, HOST, IMAGE, KERNEL, UML, plan
 
 
 def argv(made: LaunchPlan) -> list[str]:
-    return UML.argv(made, "/view", "/tmp", Wires(9))
+    return UML.argv(made, "/view", "/tmp", Descriptors(9))
 
 
 def test_golden_argv() -> None:
@@ -38,7 +38,7 @@ def test_golden_argv() -> None:
 
 def test_golden_argv_of_a_stock_kernel() -> None:
     stock = replace(KERNEL, tuned=False, features=frozenset(), lpj=None)
-    words = argv(plan(ground=replace(GROUND, kernel=stock), network="none", memory="64M"))
+    words = argv(plan(found=replace(FOUND, kernel=stock), network="none", memory="64M"))
     assert words == [
         "/view/kernel", "mem=65536K",
         "ubd0rsc=/view/runtime", "ubd1rsc=/view/run/drive", "ubd2rsc=/view/image0",
@@ -52,7 +52,7 @@ def test_cpus() -> None:
     assert "ncpus=2" in argv(plan(cpus="2"))
     stock = replace(KERNEL, features=frozenset())
     with pytest.raises(UsageError, match="one CPU"):
-        plan(ground=replace(GROUND, kernel=stock), cpus="2")
+        plan(found=replace(FOUND, kernel=stock), cpus="2")
 
 
 def test_job() -> None:
@@ -60,7 +60,9 @@ def test_job() -> None:
     assert job.argv == list(COMMAND)
     assert job.env == {b"LANG": b"C.UTF-8"}
     assert (job.uid, job.gid, job.umask) == (1234, 100, 0o027)
-    assert job.groups == [[2000, "lab"]]
+    # In a user namespace the kernel shows groups that it does not map as this one.
+    assert job.groups == [[2000, "lab"], [65534, "nogroup"]]
+    assert plan(confine="landlock").job.groups == [[2000, "lab"]]
     assert job.rlimits == {"NOFILE": [1024, 4096]}
     assert job.localtime == b"TZif"
     assert (job.job_dir, job.cwd, job.tty) == (b"job", None, False)
@@ -88,7 +90,7 @@ def test_copied_job_directory() -> None:
 
 
 def test_no_job_directory() -> None:
-    made = plan(ground=replace(GROUND, job_directory=None))
+    made = plan(found=replace(FOUND, job_directory=None))
     assert made.job.job_dir is None
     assert not [item for item in made.shown if item.writable]
 
@@ -107,21 +109,27 @@ def test_too_little_memory() -> None:
 
 
 def test_no_helper_is_a_warning_by_default_and_an_error_when_asked_for() -> None:
-    alone = replace(GROUND, slirp=None)
-    assert plan(ground=replace(alone, user_network=True)).network is False, "of UML it is no part"
-    qemu = replace(alone, user_network=True, hypervisor=Qemu(HOST))
-    assert (plan(ground=qemu).network, plan(ground=qemu).warnings) == (True, ())
-    assert "slirp4netns" in plan(ground=alone).warnings[0]
-    assert not plan(ground=alone).network
+    without = replace(HOST, slirp=None, qemu_user_network=False)
+    alone = replace(FOUND, capabilities=without)
+    able = replace(FOUND, capabilities=replace(without, qemu_user_network=True))
+    assert plan(found=able).network_helper is None, "of UML it is no part"
+    qemu = plan(found=replace(able, hypervisor=Qemu(HOST)))
+    assert qemu.network_helper == NetworkHelper(NetworkKind.QEMU, str(HOST.qemu), True)
+    assert qemu.warnings == ()
+    assert "slirp4netns" in plan(found=alone).warnings[0]
+    assert plan(found=alone).network_helper is None
     with pytest.raises(UsageError, match="slirp4netns"):
-        plan(ground=alone, network="user")
+        plan(found=alone, network="user")
 
 
 def test_place_paths() -> None:
-    job = plan(Request(None, COMMAND)).job
-    place_paths(job, "/view")
+    made = plan(Request(None, COMMAND, binds=(Bind("/data", "/mnt", True, False),)))
+    before = made.job.dump()
+    job = placed(made.job, "/view")
     assert (job.job_dir, job.exchange) == (b"/view/job", b"/view/exchange")
     assert job.layers[0].source == b"/view/host"
+    assert job.mounts[0].source == b"/view/bind0"
+    assert made.job.dump() == before, "a second start of this plan places its paths once, too"
 
 
 def test_bind(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from apppot.host.channel.control import Request
 from apppot.host.common.errors import ApppotError, UsageError
 from apppot.host.common.host import boot_id
 from apppot.host.runs import records
-from apppot.host.runs.recorder import Book, status_of
+from apppot.host.runs.recorder import Recorder, status_of
 from apppot.host.runs.records import Record, RunError, RunState, home, process_start
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,8 +31,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def book(name: str | None = "vm", **options: Any) -> Book:
-    made = Book("debian-12", ["sh", "-c", "exit"], name, **options)
+def book(name: str | None = "vm", **options: Any) -> Recorder:
+    made = Recorder("debian-12", ["sh", "-c", "exit"], name, **options)
     made.claim()
     return made
 

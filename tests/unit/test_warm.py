@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from apppot.guest.protocol.job import Job
-from apppot.host.hypervisor.base import Wires
+from apppot.host.hypervisor.base import Descriptors
 from apppot.host.hypervisor.launchplan import LaunchPlan
 from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.images.probe import ImageFormat
@@ -19,7 +19,7 @@ from apppot.host.images.record import Image
 from apppot.host.plan.request import Bind, Request
 from apppot.host.warm import key, memory, store
 
-from tests.harness.plans import COMMAND, GROUND, HOST, PROBED, UML, plan
+from tests.harness.plans import COMMAND, FOUND, HOST, PROBED, plan
 
 
 @pytest.fixture
@@ -35,19 +35,17 @@ class Case:
 
     def __init__(self, files: Path) -> None:
         self.host = replace(HOST, qemu=str(files / "qemu"))
-        self.ground = replace(
-            GROUND, hypervisor=Qemu(self.host), runtime=str(files / "runtime"), slirp=HOST.slirp
-        )
+        self.found = replace(FOUND, hypervisor=Qemu(self.host), runtime=str(files / "runtime"))
         self.image = Image(str(files / "image"), ImageFormat.SQUASHFS, None, None, PROBED)
         self.request = Request(self.image, COMMAND)
 
     def plan(self, request: Request | None = None, **options: Any) -> LaunchPlan:
-        return plan(request or self.request, self.ground, **options)
+        return plan(request or self.request, self.found, **options)
 
     def key(self, request: Request | None = None, **options: Any) -> str:
         request = request or self.request
         made = self.plan(request, **options)
-        return key.key(made, self.ground.hypervisor, request)
+        return key.key(made, request)
 
 
 @pytest.fixture
@@ -83,9 +81,9 @@ def test_one_machine_serves_many_commands(case: Case) -> None:
 
 def test_a_job_directory_elsewhere_is_the_same_machine(case: Case) -> None:
     before = case.key()
-    case.ground = replace(case.ground, job_directory="/elsewhere")
+    case.found = replace(case.found, job_directory="/elsewhere")
     assert case.key() == before
-    case.ground = replace(case.ground, job_directory=None)
+    case.found = replace(case.found, job_directory=None)
     assert case.key() != before
 
 
@@ -132,9 +130,9 @@ def test_an_image_of_the_store_is_known_by_its_digest(case: Case, files: Path) -
 
 def test_a_clock_that_is_measured_anew_is_the_same_machine(case: Case) -> None:
     before = case.key()
-    case.ground = replace(case.ground, hypervisor=Qemu(replace(case.host, tsc_khz=2_600_123)))
+    case.found = replace(case.found, hypervisor=Qemu(replace(case.host, tsc_khz=2_600_123)))
     assert "tsc_early_khz=2600123" in " ".join(
-        case.ground.hypervisor.argv(case.plan(), "/view", "/tmp", Wires(3))
+        case.found.hypervisor.argv(case.plan(), "/view", "/tmp", Descriptors(3))
     )
     assert case.key() == before
 
@@ -143,9 +141,9 @@ def test_another_kernel_accelerator_or_cpu_is_another_key(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {case.key()}
-    case.ground = replace(case.ground, kernel=replace(case.ground.kernel, digest="another"))
+    case.found = replace(case.found, kernel=replace(case.found.kernel, digest="another"))
     keys.add(case.key())
-    case.ground = replace(case.ground, hypervisor=Kvm(case.host))
+    case.found = replace(case.found, hypervisor=Kvm(case.host))
     keys.add(case.key())
     monkeypatch.setattr(key, "host_cpu", lambda: ["model name: another"])
     keys.add(case.key())
@@ -175,16 +173,16 @@ def test_a_cpu_is_its_model_and_not_its_clock(tmp_path: Path) -> None:
 
 
 def test_what_cannot_resume_starts_cold(case: Case) -> None:
-    qemu, request = case.ground.hypervisor, case.request
-    assert key.obstacle(case.plan(), qemu) == ""
-    assert "keeps no machines" in key.obstacle(plan(request), UML)
-    assert "disk" in key.obstacle(case.plan(scratch="1G"), qemu)
-    assert "disk" in key.obstacle(case.plan(replace(request, session_disk="/s")), qemu)
-    assert "root" in key.obstacle(case.plan(replace(request, image=None)), qemu)
-    assert "pot" in key.obstacle(case.plan(replace(request, in_pot=True)), qemu)
-    assert "huge" in key.obstacle(replace(case.plan(), huge=True), qemu)
-    stock = replace(case.plan(), kernel=replace(case.ground.kernel, tuned=False))
-    assert "kernel" in key.obstacle(stock, qemu)
+    request = case.request
+    assert key.obstacle(case.plan()) == ""
+    assert "keeps no machines" in key.obstacle(plan(request))
+    assert "disk" in key.obstacle(case.plan(scratch="1G"))
+    assert "disk" in key.obstacle(case.plan(replace(request, session_disk="/s")))
+    assert "root" in key.obstacle(case.plan(replace(request, image=None)))
+    assert "pot" in key.obstacle(case.plan(replace(request, in_pot=True)))
+    assert "huge" in key.obstacle(replace(case.plan(), huge=True))
+    stock = replace(case.plan(), kernel=replace(case.found.kernel, tuned=False))
+    assert "kernel" in key.obstacle(stock)
 
 
 def memory_file(data: dict[int, bytes], size: int = 64 << 20) -> int:
