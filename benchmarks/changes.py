@@ -159,8 +159,8 @@ def saving(folder: Path, made: str) -> Mapping[str, float]:
     """One `changes save`: seconds of the command, of its step in the guest, and the MB written."""
     output, report = folder / "saved", folder / "timeline.json"
     whole = launch([APPPOT, "changes", "save", made, "-o", output]).seconds
-    options = ["--session", made, "--timeline", str(report)]
-    inguest.run(["save", output.name], options, "host", str(folder))
+    layers = inguest.Layers("host", session=made)
+    inguest.run(["save", output.name], layers, str(folder), timeline=str(report))
     found = {"whole": whole, "step": of_payload(report), "MB": output.stat().st_size / MB}
     output.unlink()
     return found

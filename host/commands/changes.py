@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apppot.host.common.errors import ImageError, UsageError
-from apppot.host.images.changes.session import _stack
 
 if TYPE_CHECKING:
     from apppot.host.images.changes.record import Changes
@@ -50,10 +49,9 @@ def _save(args: argparse.Namespace) -> int:
     session = sessions.get(args.session)
     output = args.output or f"{session.name}.changes"
     base, *over = session.base.split("+")
-    options = ["--session", session.name, *_stack(session)]
-    image = image_of(session)
+    layers = inguest.Layers(image_of(session), session.changes, session.name)
     with inguest.result(output) as work:
-        inguest.run(["save", os.path.basename(work)], options, image, os.path.dirname(work))
+        inguest.run(["save", os.path.basename(work)], layers, os.path.dirname(work))
         record = changes.Changes(base, session.image, timestamp(), tuple(over))
         changes.seal(work, record)
     sys.stderr.write(f"{output}: {os.path.getsize(output) >> 10} KB, changes to {session.image}\n")
@@ -96,7 +94,8 @@ def _entries(path: str) -> Iterator[dict[str, Any]]:
     from apppot.host.images.changes import inguest
 
     with tempfile.TemporaryFile() as told:
-        inguest.run(["list", "0"], [], os.path.abspath(path), None, stdout=told.fileno())
+        layers = inguest.Layers(os.path.abspath(path))
+        inguest.run(["list", "0"], layers, None, stdout=told.fileno())
         told.seek(0)
         for line in told:
             yield json.loads(line)
@@ -124,7 +123,7 @@ def _verify(args: argparse.Namespace) -> int:
     from apppot.host.images.changes import inguest
 
     record_of(args.file)
-    inguest.run(["verify", "0"], [], os.path.abspath(args.file), None)
+    inguest.run(["verify", "0"], inguest.Layers(os.path.abspath(args.file)), None)
     sys.stderr.write(f"{args.file}: whole\n")
     return 0
 
@@ -138,11 +137,11 @@ def _squash(args: argparse.Namespace) -> int:
     if len({record.base for record in records}) != 1:
         raise UsageError("these changes belong to different bases", "apppot changes inspect FILE")
     first, *rest = [os.path.abspath(path) for path in args.files]
-    options = [word for path in rest for word in ("--changes", path)]
+    layers = inguest.Layers(first, tuple(rest))
     numbers = [str(number) for number in range(len(args.files))]
     with inguest.result(args.output) as work:
         words = ["join", os.path.basename(work), *numbers]
-        inguest.run(words, options, first, os.path.dirname(work))
+        inguest.run(words, layers, os.path.dirname(work))
         last = records[-1]
         changes.seal(work, changes.Changes(last.base, last.image, timestamp(), records[0].over))
     return 0

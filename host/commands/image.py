@@ -198,10 +198,10 @@ def as_data(record: Record) -> dict[str, object]:
 
 def _commit(args: argparse.Namespace) -> int:
     from apppot.host.common.errors import UsageError
-    from apppot.host.images.changes import commit
+    from apppot.host.images.changes import commit, inguest
 
     if args.session is None:
-        layers, name = commit.Layers(args.first, tuple(args.changes)), args.second
+        layers, name = inguest.Layers(args.first, tuple(args.changes)), args.second
     elif args.second is not None or args.changes:
         hint = "leave BASE and --changes out"
         raise UsageError("a session knows its base and the changes that it began with", hint)

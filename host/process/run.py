@@ -1,6 +1,6 @@
 """The host's one process wrapper for tools that run to completion.
 
-The virtual machine and its helpers are started by `apppot.host.spawn`; everything else goes
+The virtual machine and its helpers are started by `apppot.host.process.spawn`; everything else goes
 through `run` here.  A test bans other uses of `subprocess`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from pathlib import Path
 from apppot.host.common.errors import ApppotError
 
 PIPE = subprocess.PIPE
-# The first words of a command line of this launcher, whatever it is called by.
-LAUNCHER = (sys.executable, "-c", "from apppot.host.cli import main; main()")
+_TAIL = 8  # lines of a tool that failed
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,16 @@ class Completed:
 
 
 class ToolError(ApppotError):
-    """A tool is missing, failed or took too long."""
+    """A tool is missing, failed or took too long.
+
+    Of one that ran to its end, `status` is what it returned, and `said` what it wrote last.
+    """
+
+    def __init__(
+        self, cause: str, hint: str = "", status: int | None = None, said: str = ""
+    ) -> None:
+        super().__init__(cause, hint)
+        self.status, self.said = status, said
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -44,9 +51,10 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(argv: Sequence[str], returncode: int, stderr: bytes, hint: str) -> ToolError:
-    tail = stderr.decode(errors="replace").strip().splitlines()[-8:]
+    tail = stderr.decode(errors="replace").strip().splitlines()[-_TAIL:]
     how = f"was killed by signal {-returncode}" if returncode < 0 else f"returned {returncode}"
-    return ToolError("\n    ".join([f"{' '.join(argv[:4])} … {how}", *tail]), hint)
+    cause = "\n    ".join([f"{' '.join(argv[:4])} … {how}", *tail])
+    return ToolError(cause, hint, returncode, "\n".join(tail))
 
 
 def run(

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from apppot.host.commands.options import wish
+from apppot.host.commands.table import build_parser
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.progress import Progress
 from apppot.host.images.building import apt, builder, recipe, steps
@@ -85,15 +87,15 @@ def test_a_child_has_what_its_recipe_does_not_say_from_its_parent() -> None:
 def test_the_launcher_of_a_build() -> None:
     probed = Probed(ImageFormat.RAW, 1 << 20, "mbr", 1 << 16, 1 << 19)
     image = Image("/images/a disk.img", ImageFormat.RAW, None, None, probed)
-    words = steps.argv(image, True, ("a", "b"), ("make", "make install"), 17)
-    assert words[3:5] == ["run", "--neutral"]
-    assert "SOURCE_DATE_EPOCH=17" in words
-    place = words.index("/images/a disk.img")
-    assert words[place + 1 : place + 3] == ["/bin/sh", "-c"]
-    assert words[place + 4 :] == [
-        *("sh", "ext4", "ro,loop,offset=65536,noload", "/dev/ubdc", "files", "a b"),
-        *("make", "make install"),
-    ]
+    command = steps.guest_command(image, True, ("a", "b"), ("make", "make install"), 17)
+    asked = wish(build_parser("run").parse_args(command.argv()[3:]))
+    assert (asked.image, asked.neutral, asked.stdin) == ("/images/a disk.img", True, True)
+    assert asked.env == {b"SOURCE_DATE_EPOCH": b"17"}
+    assert (asked.entrypoint, asked.tty, asked.workdir) == ((), False, "/")
+    assert (asked.options.user, asked.options.job_dir) == ("root", "none")
+    assert (asked.options.network, asked.options.hypervisor) == ("user", "uml")
+    assert asked.argv[:2] == (b"/bin/sh", b"-c")
+    assert asked.argv[3:] == (b"sh", b"files", b"a b", b"make", b"make install")
 
 
 def test_a_recipe_is_named_after_its_file() -> None:

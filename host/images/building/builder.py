@@ -26,10 +26,11 @@ from apppot.host.images.building import recipe as recipes
 from apppot.host.images.building.guest_build import SCRIPT
 from apppot.host.images.building.recipe import Recipe, RecipeFile
 from apppot.host.images.digests import digest_of
-from apppot.host.images.record import Image, Record, check_name
+from apppot.host.images.record import HOST_IMAGE, Image, Record, check_name
 from apppot.host.images.resolve import resolve
 from apppot.host.images.workspace import user_store, workspace
 from apppot.host.process import run as process
+from apppot.host.process.launcher import GuestCommand, stream
 
 # Part of the cache key: raise it when the way of building changes the result.
 BUILDER_VERSION = 3
@@ -270,7 +271,7 @@ def bootstrap_argv(
     )
     clean = " ".join(f'"$1/{path}"' for path in BUILD_ONLY)
     argv = [
-        *_runner(mode, target),
+        *(() if mode is BuildMode.GUEST else _runner(mode, target)),
         *("mmdebstrap", "--verbose", f"--mode={mode.word}", "--variant=minbase", "--format=tar"),
         *(f"--aptopt={options}", "--dpkgopt=force-unsafe-io"),
         f"--include={','.join(('usr-is-merged', *recipe.packages))}",
@@ -285,14 +286,7 @@ def bootstrap_argv(
 
 
 def _runner(mode: BuildMode, target: str) -> tuple[str, ...]:
-    """What executes mmdebstrap, with its stdout where the tar goes."""
-    if mode is BuildMode.GUEST:
-        machine = ("--mem", steps.MEMORY, "--scratch", steps.SCRATCH, "--network", "user")
-        return (
-            *(*process.LAUNCHER, "run", "--neutral", "-n", "-T", *machine),
-            *("--job-dir", "none", "-u", "root", "-w", "/", "-e", "SOURCE_DATE_EPOCH"),
-            *("-e", "LC_ALL", "-v", f"{target}:{GUEST_WORK}:ro", "host"),
-        )
+    """What executes mmdebstrap here, with its stdout where the tar goes."""
     return (
         # The FIFO is opened at the start, while it has a reader: an orphan that opened it at
         # the end would wait for ever; so it dies of its broken pipe, or of its parent's death.
@@ -336,13 +330,23 @@ def _bootstrap_in_guest(
 ) -> None:
     extra = f"{GUEST_WORK}/files.tar" if recipe.files else ""
     options = f"{GUEST_WORK}/apt.conf"
-    argv = bootstrap_argv(recipe, BuildMode.GUEST, options, lines, extra, folder)
+    command = GuestCommand(
+        HOST_IMAGE,
+        tuple(bootstrap_argv(recipe, BuildMode.GUEST, options, lines, extra, folder)),
+        memory=steps.MEMORY,
+        scratch=steps.SCRATCH,
+        network=True,
+        binds=(f"{folder}:{GUEST_WORK}:ro",),
+        env=("SOURCE_DATE_EPOCH", "LC_ALL"),
+        workdir="/",
+        neutral=True,
+    )
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C.UTF-8"}
     with Progress(f"building {recipe.name} in a guest", PACKED) as progress:
         watcher = BuildWatcher(progress)
         try:
             with pack.Packer(image, epoch, clamp=True) as packer:
-                process.run_lines(argv, watcher.line, env=env, data=packer.writer)
+                stream(command, watcher.line, env=env, data=packer.writer)
         except ApppotError as error:
             raise BuildError(error.cause, error.hint) from None
 

@@ -3,15 +3,16 @@
 SCRIPT = r"""
 # Runs as root in the guest of a build: brings files and packages into the system, executes the
 # recipe's steps, and writes the result as a tar to stdout.
-#   $1 file system and $2 mount options of the parent, $3 its device, $4 "files" when stdin is
-#   their tar, $5 packages, $6… steps
+#   $1 "files" when stdin is their tar, $2 packages, $3… steps
 set -eu
 umask 022
 build=/run/apppot-build # a tmpfs, and so never in the image
 mkdir -p $build/parent $build/generated
-mount -t "$1" -o "$2" "$3" $build/parent
-files=$4 packages=$5
-shift 5
+# The parent once more, as it is: from the device of which the agent (PID 1) made the lowest layer.
+parent=$(awk '$5 == "/run/apppot/layer0" { print $(NF - 2), $(NF - 1) }' /proc/1/mountinfo)
+mount -t "${parent% *}" -o ro "${parent#* }" $build/parent
+files=$1 packages=$2
+shift 2
 exec 3>&1 1>&2
 
 # --- What the agent generated is noted, so that it can be told from what the steps make.

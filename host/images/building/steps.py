@@ -20,10 +20,9 @@ from apppot.host.images.building.guest_build import SCRIPT
 from apppot.host.images.probe import ImageFormat
 from apppot.host.images.record import Image
 from apppot.host.images.workspace import hold
-from apppot.host.process import run
+from apppot.host.process.launcher import GuestCommand, stream
 
 MEMORY, SCRATCH = "1G", "32G"  # the disk is sparse
-BASE_DISK = 2  # behind the runtime and the config drive
 SQUASHFS_TIME_AT = 8
 
 
@@ -44,21 +43,24 @@ def epoch_of(image: Image) -> int:
     return int(os.stat(image.path).st_mtime)
 
 
-def argv(
+def guest_command(
     parent: Image, files: bool, packages: Sequence[str], steps: Sequence[str], epoch: int
-) -> list[str]:
-    """The launcher's command line for a build in a guest."""
-    from apppot.host.hypervisor.uml import Uml
-
-    kind = parent.format.file_system
-    options = "ro" + (f",loop,offset={parent.probed.offset}" if parent.probed.offset else "")
-    options += ",noload" if kind == "ext4" else ""
-    words = [*run.LAUNCHER, "run", "--neutral", "-T", "--hypervisor", "uml"]
-    words += ["--mem", MEMORY, "--scratch", SCRATCH, "--network", "user", "--job-dir", "none"]
-    words += ["-u", "root", "-w", "/", "--entrypoint", "", "-e", f"SOURCE_DATE_EPOCH={epoch}"]
-    words += [os.path.abspath(parent.path), "/bin/sh", "-c", SCRIPT, "sh"]
-    words += [kind, options, Uml.devices[BASE_DISK], "files" if files else ""]
-    return [*words, " ".join(packages), *steps]
+) -> GuestCommand:
+    """What a guest does for a build."""
+    script = ("files" if files else "", " ".join(packages), *steps)
+    return GuestCommand(
+        os.path.abspath(parent.path),
+        ("/bin/sh", "-c", SCRIPT, "sh", *script),
+        memory=MEMORY,
+        scratch=SCRATCH,
+        hypervisor="uml",
+        network=True,
+        env=(f"SOURCE_DATE_EPOCH={epoch}",),
+        workdir="/",
+        stdin=True,
+        neutral=True,
+        bare=True,
+    )
 
 
 def build(
@@ -80,16 +82,16 @@ def build(
     try:
         os.write(feed, files)
         os.lseek(feed, 0, os.SEEK_SET)
-        words = argv(parent, bool(files), packages, steps, epoch)
+        command = guest_command(parent, bool(files), packages, steps, epoch)
         with Progress(title) as progress, pack.Packer(image, epoch, clamp=True) as packer:
-            run.run_lines(
-                words,
+            stream(
+                command,
                 lambda line: progress.update(0, printable(line)),
                 stdin=feed,
                 data=packer.writer,
             )
     except ApppotError as error:
-        said = [line for line in error.cause.splitlines()[1:] if line.strip()]
+        said = [line for line in error.cause.splitlines() if line.strip()]
         raise BuildError(
             "\n    ".join([f"{title} failed", *(printable(line) for line in said)]),
             error.hint or "try the steps by hand: apppot console PARENT --user root",

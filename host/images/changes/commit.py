@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from apppot.host.common.errors import UsageError
 from apppot.host.common.progress import Progress
@@ -17,27 +16,15 @@ from apppot.host.images.resolve import resolve
 from apppot.host.images.workspace import workspace
 
 
-@dataclass(frozen=True)
-class Layers:
-    """What becomes an image: `base`, `changes` over it (lowest first), a session's on top."""
-
-    base: str
-    changes: tuple[str, ...] = ()
-    session: str = ""
-
-    def options(self) -> list[str]:
-        """The options of `apppot run` for them."""
-        words = [word for path in self.changes for word in ("--changes", path)]
-        return [*words, "--session", self.session] if self.session else words
-
-
-def of_session(name: str) -> Layers:
+def of_session(name: str) -> inguest.Layers:
     """The layers of the session `name`.  Raises SessionError where there is none."""
     session = sessions.get(name)
-    return Layers(image_of(session), session.changes, session.name)
+    return inguest.Layers(image_of(session), session.changes, session.name)
 
 
-def commit(layers: Layers, name: str, description: str = "", *, force: bool = False) -> Record:
+def commit(
+    layers: inguest.Layers, name: str, description: str = "", *, force: bool = False
+) -> Record:
     """Put `layers` into the user's store as the image `name` (NAME[:VERSION]).
 
     How it runs (command, environment, …) is as with the base.  Equal layers give an equal digest.
@@ -49,10 +36,10 @@ def commit(layers: Layers, name: str, description: str = "", *, force: bool = Fa
         raise UsageError(
             "there is nothing to commit over the base", "--changes FILE, or --session NAME"
         )
-    base = _base(layers.base)
+    base = _base(layers.image)
     with workspace() as folder, Progress(f"committing {name}"):
         words = ["commit", "image", *(["session"] if layers.session else [])]
-        inguest.run(words, layers.options(), layers.base, folder)
+        inguest.run(words, layers, folder)
         record = _record(base, label, version or "1", description)
         return store.add(os.path.join(folder, "image"), record, move=force)
 

@@ -8,40 +8,59 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.files import sync
-from apppot.host.process import run as process
+from apppot.host.process.launcher import GuestCommand, GuestCommandError, complete
+from apppot.host.process.run import PIPE
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, '/usr/lib/apppot');"
     "from apppot.guest.merge.changes import main; sys.exit(main(sys.argv[1:]))"
 )
-_HOURS = 12 * 3600.0
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the program finds mounted; texts are as `apppot run` takes them."""
+
+    image: str
+    changes: tuple[str, ...] = ()
+    session: str | None = None
+    binds: tuple[str, ...] = ()
+    scratch: str | None = None
 
 
 def run(
     words: Sequence[str],
-    options: Sequence[str],
-    image: str,
+    layers: Layers,
     folder: str | None,
     cwd: str | None = None,
-    stdout: int = process.PIPE,
+    stdout: int = PIPE,
+    timeline: str | None = None,
 ) -> None:
-    """Have the guest's layer program do `words` on `image`; it prints into `stdout`.
+    """Have the guest's layer program do `words` on `layers`; it prints into `stdout`.
 
-    `options` are further ones of `apppot run`, relative to `cwd`; `folder` is where it writes.
-    Raises ImageError with what it said when it failed.
+    Paths are relative to `cwd`; `folder` is where it writes.  Raises ImageError with what it
+    said when it failed.
     """
-    argv = [*process.LAUNCHER, "run", "--in-pot", "-n", "-T", "--network", "none"]
-    argv += ["-u", "root", "--job-dir", folder or "none", *options, image]
-    argv += ["/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words]
-    place = Path(cwd) if cwd else None
-    done = process.run(argv, check=False, timeout=_HOURS, cwd=place, stdout=stdout)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()
-        raise ImageError(said.removeprefix("apppot: ") or f"{words[0]} failed in the guest")
+    command = GuestCommand(
+        layers.image,
+        ("/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words),
+        job_dir=folder,
+        in_pot=True,
+        binds=layers.binds,
+        changes=layers.changes,
+        session=layers.session,
+        scratch=layers.scratch,
+        timeline=timeline,
+    )
+    try:
+        complete(command, cwd=Path(cwd) if cwd else None, stdout=stdout)
+    except GuestCommandError as error:
+        raise ImageError(error.cause, error.hint) from None
 
 
 @contextmanager

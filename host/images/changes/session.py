@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from apppot.host.images.sessions import Session
 
 
@@ -16,7 +14,3 @@ def image_of(session: Session) -> str:
     if named is not None and named[1].digest != digest and find(digest) is not None:
         return digest
     return session.image
-
-
-def _stack(session: Any) -> list[str]:
-    return [word for path in session.changes for word in ("--changes", path)]

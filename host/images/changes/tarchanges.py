@@ -66,10 +66,14 @@ def _convert(path: str, image: Image | None, over: Sequence[Image]) -> Record:
     with workspace() as folder, Progress(f"reading changes from {name}"):
         _show(path, folder)
         words = ["convert", "image", _IN_GUEST, *([] if image else ["plain"])]
-        options = ["--scratch", _SCRATCH, "--bind", f"archive:{_IN_GUEST}:ro"]
-        options += [word for item in over for word in ("--changes", item.path)]
+        layers = inguest.Layers(
+            _reference(image),
+            tuple(item.path for item in over),
+            binds=(f"archive:{_IN_GUEST}:ro",),
+            scratch=_SCRATCH,
+        )
         try:
-            inguest.run(words, options, _reference(image), folder, cwd=folder)
+            inguest.run(words, layers, folder, cwd=folder)
         except ImageError as error:
             cause = error.cause.rpartition("changes: ")[2]  # without warnings before it
             raise ImageError(f"the changes {path!r}: {cause}", error.hint or _HINT) from None

@@ -24,10 +24,11 @@ from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.progress import Progress
 from apppot.host.images.importing.oci import MACHINES, REFERENCE
 from apppot.host.images.probe import ImageFormat, require_bootable
-from apppot.host.images.record import Image
+from apppot.host.images.record import HOST_IMAGE, Image
 from apppot.host.images.resolve import resolve
 from apppot.host.images.workspace import hold
 from apppot.host.process import run
+from apppot.host.process.launcher import GuestCommand, GuestCommandError, complete
 
 DISKS = ("raw", "qcow2", "vdi", "vmdk", "ova")
 ONLY_BOOTABLE = ("vdi", "vmdk", "ova")
@@ -143,16 +144,16 @@ def _in_guest(image: Image, script: str, descriptor: int, disk: str = "") -> Non
     options = "ro,loop" + (f",offset={image.probed.offset}" if image.probed.offset else "")
     options += ",noload" if kind == "ext4" else ""
     source = os.path.realpath(image.path)
-    argv = [*run.LAUNCHER, "run", "-n", "-T", "--network", "none"]
-    argv += ["--job-dir", "none", "-u", "root"]
-    argv += ["-v", f"{os.path.dirname(source)}:{GUEST_IMAGES}:ro"]
+    binds = [f"{os.path.dirname(source)}:{GUEST_IMAGES}:ro"]
     if disk:
-        argv += ["-v", f"{os.path.dirname(os.path.realpath(disk))}:{GUEST_DISK}"]
-    argv += ["host", "/bin/sh", "-c", script, "sh", kind, options]
-    argv += [os.path.basename(source), os.path.basename(disk)]
+        binds.append(f"{os.path.dirname(os.path.realpath(disk))}:{GUEST_DISK}")
+    names = (os.path.basename(source), os.path.basename(disk))
+    command = GuestCommand(
+        HOST_IMAGE, ("/bin/sh", "-c", script, "sh", kind, options, *names), binds=tuple(binds)
+    )
     try:
-        run.run(argv, stdout=descriptor, timeout=TIMEOUT)
-    except run.ToolError as error:
+        complete(command, stdout=descriptor)
+    except GuestCommandError as error:
         raise ImageError(f"the guest could not read the image: {error.cause}") from None
 
 
