@@ -11,18 +11,20 @@ from apppot.host.machine.preview import command_line
 
 if TYPE_CHECKING:
     from apppot.host.runs.prepare import PreparedRun
+    from apppot.host.warm.store import Kept
 
 
 def explain(prepared: PreparedRun, out: IO[str], *, as_json: bool) -> None:
     """Print settings, what the guest sees of the host, and the argv."""
-    argv = command_line(prepared.plan)
+    kept = prepared.kept()
+    argv = _argv(prepared, kept)
     if as_json:
-        out.write(json.dumps(_document(prepared, argv), indent=1) + "\n")
+        out.write(json.dumps(_document(prepared, kept, argv), indent=1) + "\n")
         return
     for name, setting in prepared.settings.items():
         if setting.value is not None:
             out.write(f"{name:14} {setting.value!s:24} {setting.origin}\n")
-    out.write(f"{'start':14} {_start(prepared)}\n")
+    out.write(f"{'start':14} {_start(kept)}\n")
     job = prepared.plan.job
     out.write(f"{'hypervisor':14} {prepared.hypervisor.name:24} chosen\n")
     out.write(f"{'kernel':14} {prepared.plan.kernel.release:24} {prepared.plan.kernel.path}\n")
@@ -38,13 +40,20 @@ def explain(prepared: PreparedRun, out: IO[str], *, as_json: bool) -> None:
     out.write(shlex.join(argv) + "\n")
 
 
-def _start(prepared: PreparedRun) -> str:
+def _argv(prepared: PreparedRun, kept: Kept | None) -> list[str]:
+    if kept is None:
+        return command_line(prepared.plan)
+    from apppot.host.warm.machine import resumed
+
+    return command_line(resumed(prepared.keepable(), kept), resumes=True)
+
+
+def _start(kept: Kept | None) -> str:
     """Whether it would boot, or resume from a machine that is kept."""
-    kept = prepared.kept()
     return "boots" if kept is None else f"resumes from {kept.key[:12]} of {kept.created}"
 
 
-def _document(prepared: PreparedRun, argv: list[str]) -> dict[str, object]:
+def _document(prepared: PreparedRun, kept: Kept | None, argv: list[str]) -> dict[str, object]:
     plan = prepared.plan
     return {
         "version": 1,
@@ -53,7 +62,7 @@ def _document(prepared: PreparedRun, argv: list[str]) -> dict[str, object]:
             for name, setting in prepared.settings.items()
         },
         "hypervisor": prepared.hypervisor.name,
-        "start": _start(prepared),
+        "start": _start(kept),
         "kernel": {"release": plan.kernel.release, "path": plan.kernel.path},
         "command": [os.fsdecode(word) for word in plan.job.argv],
         "shown": {i.name: {"source": i.source, "writable": i.writable} for i in plan.shown},

@@ -51,7 +51,7 @@ def connect_monitor(connection: socket.socket, stack: contextlib.ExitStack) -> M
     return found
 
 
-def once_connected(plan: LaunchPlan, helper: _Helper, net: str) -> Callable[[], object]:
+def once_connected(plan: LaunchPlan, helper: Helper, net: str) -> Callable[[], object]:
     """What is to be done once the guest's interface is up, before its payload starts.
 
     slirp4netns is guarded, and opens the plan's ports: it takes orders only from then on.
@@ -77,7 +77,7 @@ def once_connected(plan: LaunchPlan, helper: _Helper, net: str) -> Callable[[], 
 
 
 @dataclass(frozen=True)
-class _Helper:
+class Helper:
     """The network helper that was started, or none.
 
     `output` is the descriptor with what it prints, `wire` its end for a hypervisor that takes one;
@@ -90,11 +90,11 @@ class _Helper:
     slirp: tuple[Child, int] | None = None
 
 
-def start_network(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack) -> _Helper:
+def start_network(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack) -> Helper:
     """Start the network helper."""
     helper = plan.network_helper
     if helper is None:
-        return _Helper()
+        return Helper()
     place = os.path.join(rundir.path, "net")
     shown = Shown("net", place, writable=True)
     sandbox = helper_sandbox(plan, shown, rundir.path, place, host_network=True)
@@ -106,15 +106,15 @@ def start_network(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack)
         )
         stack.callback(child.kill)
         stack.callback(wire.close)
-        return _Helper(output, wire)
+        return Helper(output, wire)
     child, output, connected = slirp.start(helper.program, sandbox, "net", rundir.ends_with_us)
     stack.callback(child.kill)
     stack.callback(os.close, connected)
     if not helper.by_descriptor:
-        return _Helper(output, slirp=(child, connected))
+        return Helper(output, slirp=(child, connected))
     wire = slirp.connect(output, place)
     stack.callback(wire.close)
-    return _Helper(output, wire, (child, connected))
+    return Helper(output, wire, (child, connected))
 
 
 def start_file_servers(

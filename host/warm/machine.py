@@ -83,9 +83,7 @@ class Resuming(_Start):
     """
 
     def __init__(self, kept: store.Kept, plan: LaunchPlan, stack: contextlib.ExitStack) -> None:
-        stub = Shown("kernel", kept.stub)
-        shown = tuple(stub if item.name == stub.name else item for item in plan.shown)
-        self.plan = replace(plan, shown=shown)
+        self.plan = resumed(plan, kept)
         self._extents = kept.extents
         self._file = os.open(kept.memory_file, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, self._file)
@@ -111,6 +109,13 @@ class Resuming(_Start):
             self._sender.sendall(self._state)
             self._sender.shutdown(socket.SHUT_WR)
         return orders
+
+
+def resumed(plan: LaunchPlan, kept: store.Kept) -> LaunchPlan:
+    """`plan` for the machine that goes on where `kept` stopped: its kernel is in its memory."""
+    stub = Shown("kernel", kept.stub)
+    shown = tuple(stub if item.name == stub.name else item for item in plan.shown)
+    return replace(plan, shown=shown)
 
 
 def _state_of(orders: Orders) -> bytes:
