@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -12,37 +10,9 @@ import pytest
 from apppot.guest.merge import archive
 from apppot.guest.merge.archive import Damaged
 
+from tests.harness.archives import read
+
 END = bytes(10240)
-
-
-def read(path: Path) -> dict[str, tuple[object, bytes]]:
-    """name -> (list, data) of each member."""
-    found: dict[str, tuple[object, bytes]] = {}
-    with archive.opened(str(path)) as source:
-        for member in source.members():
-            listing = source.listing(member)
-            data = b"" if listing is not None else b"".join(source.data(member.size))
-            found[member.name.rstrip("/")] = (listing, data)
-    return found
-
-
-@pytest.mark.parametrize("options", ["-z", "-j", "-J", "", "-z --format=pax"])
-@pytest.mark.tools
-def test_what_gnu_tar_lists_is_found(options: str, tmp_path: Path) -> None:
-    tree, made = tmp_path / "tree", tmp_path / "a"
-    (tree / "dir").mkdir(parents=True)
-    files = {b"f": b"", b"dir/g": os.urandom(700_000), b"dir/" + b"n" * 150 + b"\n\xff": b"long"}
-    for name, data in files.items():
-        with open(os.fsencode(tree) + b"/" + name, "wb") as file:
-            file.write(data)
-    words = ["tar", "-C", str(tree), "-g", str(tmp_path / "state"), "-cf", str(made)]
-    subprocess.run([*words, *options.split(), "."], check=True)
-    found = read(made)
-    assert found["."] == ([("D", "dir"), ("Y", "f")], b"")
-    long = "n" * 150 + "\n\udcff"
-    assert found["./dir"] == ([("Y", "g"), ("Y", long)], b"")
-    for name, data in files.items():
-        assert found["./" + name.decode(errors="surrogateescape")] == (None, data)
 
 
 def tar_of(info: tarfile.TarInfo, data: bytes = b"") -> bytes:
