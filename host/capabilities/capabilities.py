@@ -9,9 +9,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from apppot.host.common.frozen import frozen
 from apppot.host.common.host import boot_id, host_name
 from apppot.host.common.paths import cache_home
 from apppot.host.pot.state import read_json, write_json
@@ -22,7 +23,7 @@ QEMU = "qemu-system-x86_64"
 _QEMU_ELSEWHERE = "/usr/libexec/qemu-kvm"
 
 
-@dataclass(frozen=True)
+@frozen
 class Capabilities:
     """Probe results.  A path is None where the tool is missing; a reason says why not."""
 

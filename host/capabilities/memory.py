@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from apppot.host.common.frozen import frozen
 
 # The directory's own free memory is what counts where one is shared with others.
 MEMORY_PLACES = ("/dev/shm", "/run/shm", "/tmp")
 
 
-@dataclass(frozen=True)
+@frozen
 class Memory:
     """Bytes of memory: of the host or of the control group that the caller is in."""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from binascii import a2b_base64, b2a_base64
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+from apppot.host.common.frozen import frozen
 
 if TYPE_CHECKING:
     from apppot.guest.protocol.job import Job
 
 
-@dataclass(frozen=True)
+@frozen
 class Request:
     """What a client asks to be started in a running guest; None: as the payload has it."""
 

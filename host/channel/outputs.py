@@ -16,11 +16,11 @@ import stat
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from apppot.guest.protocol import frames
 from apppot.host.common.errors import ApppotError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.text import printable
 
 _MOST_OPEN = 64
@@ -43,7 +43,7 @@ class OutputError(ApppotError):
     """Not all of what the job left could be brought back."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """One FILE frame, checked."""
 

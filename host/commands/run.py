@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from apppot.host.commands.options import machine_options, stream_options, surroundings_options, wish
 from apppot.host.common.errors import UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.runs.prepare import PreparedRun
 from apppot.host.runs.start import STARTED, conclude, run_first
 
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     return run_wish(asked, name=args.name, detach=args.detach, reports=reports)
 
 
-@dataclass(frozen=True)
+@frozen
 class Reports:
     """What is told of a run that has ended, beside its status."""
 

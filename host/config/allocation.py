@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from apppot.host.common.frozen import frozen
 
 MAX_CPUS = 16  # of one guest
 
@@ -15,7 +16,7 @@ _LEAST_MEMORY = 64 << 20
 _CPU_VARIABLES = ("SLURM_CPUS_PER_TASK", "NSLOTS", "PBS_NCPUS")
 
 
-@dataclass(frozen=True)
+@frozen
 class Allocation:
     """What a guest may use of the job that it runs in; None: nothing is said."""
 

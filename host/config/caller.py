@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from apppot.host.common import terminal
+from apppot.host.common.frozen import frozen
 
 # Limits that a program can feel.  NPROC and MEMLOCK speak of the host's other processes.
 _LIMITS = ("CORE", "CPU", "FSIZE", "DATA", "STACK", "NOFILE", "AS")
@@ -15,7 +16,7 @@ _LOCALTIME = "/etc/localtime"
 _LOCALTIME_BYTES = 64 << 10
 
 
-@dataclass(frozen=True)
+@frozen
 class Caller:
     """The launcher's own process, as far as the payload should be like it."""
 

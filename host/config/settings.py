@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
 from apppot.host.common.errors import UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.units import parse_duration, parse_size
 from apppot.host.config.allocation import MAX_CPUS, of_environment
 from apppot.host.confinement.sandbox import WISHES
@@ -22,7 +23,7 @@ _Value_co = TypeVar("_Value_co", covariant=True)
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True)
+@frozen
 class Setting(Generic[_Value_co]):
     """One resolved value and the name of its source, for --explain."""
 
@@ -30,7 +31,7 @@ class Setting(Generic[_Value_co]):
     origin: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Settings:
     """Everything that can be set, with the types that the rest of the launcher relies on."""
 
@@ -61,7 +62,7 @@ class Settings:
             yield field.name, getattr(self, field.name)
 
 
-@dataclass(frozen=True)
+@frozen
 class Options:
     """Settings that are asked for, as a user writes them; None: not asked for.
 
@@ -185,7 +186,7 @@ def resolve(
     )
 
 
-@dataclass(frozen=True)
+@frozen
 class _Sources:
     """Where settings come from, in order of falling precedence but for the files."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from apppot.host.common.frozen import frozen
 
 VIEW = "/view"
 TEMPORARY = "/tmp"
@@ -19,7 +20,7 @@ class Confinement(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True)
+@frozen
 class Method:
     """A kind of confinement, with what it takes to hold a process so."""
 
@@ -28,7 +29,7 @@ class Method:
     as_root: bool = False  # the caller is uid 0, whose capabilities are dropped
 
 
-@dataclass(frozen=True)
+@frozen
 class Sandbox:
     """How to start one confined process: the words in front of its own, and its two places."""
 
@@ -44,7 +45,7 @@ def unconfined(view: str, temporary: str) -> Sandbox:
     return Sandbox((), view, temporary, (bool,))
 
 
-@dataclass(frozen=True)
+@frozen
 class Shown:
     """A host path that the virtual machine may use, under a short name in its view.
 

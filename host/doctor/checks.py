@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
 from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.common.errors import HypervisorError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.units import format_size
 from apppot.host.confinement.sandbox import Confinement
 from apppot.host.doctor.buildtools import KERNEL_WORKS
@@ -34,7 +34,7 @@ class Mark(StrEnum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True)
+@frozen
 class Check:
     """One verdict with its reason, and what helps where it is not OK."""
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.capabilities.memory import Memory, file_system
+from apppot.host.common.frozen import frozen
 from apppot.host.config.settings import Setting, Settings
 from apppot.host.doctor.buildtools import missing_tools
 from apppot.host.hypervisor.base import Verdict
 from apppot.host.pot.layout import Kernel
 
 
-@dataclass(frozen=True)
+@frozen
 class Place:
     """A directory that could hold files of a run; `free` in bytes."""
 
@@ -25,7 +25,7 @@ class Place:
     allows_exec: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Facts:
     """Everything that the checks look at.  A problem is None where there is none."""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from apppot.host.common.frozen import frozen
 
 if TYPE_CHECKING:
     from apppot.host.hypervisor.launchplan import LaunchPlan
 
 
-@dataclass(frozen=True)
+@frozen
 class Verdict:
     """Whether a hypervisor can be tried here; `reason` says why (not), `remedy` what would help."""
 
@@ -18,7 +19,7 @@ class Verdict:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Surroundings:
     """What a hypervisor's process needs of the host beside what its plan shows."""
 
@@ -28,7 +29,7 @@ class Surroundings:
     devices: tuple[str, ...] = ()  # device nodes
 
 
-@dataclass(frozen=True)
+@frozen
 class Descriptors:
     """Descriptors that a hypervisor's process inherits."""
 

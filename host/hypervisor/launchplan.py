@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from apppot.guest.protocol.job import Job, changed
+from apppot.host.common.frozen import frozen
 from apppot.host.confinement.sandbox import Confinement, Method, Shown
 
 if TYPE_CHECKING:
     from apppot.host.hypervisor.base import Hypervisor
 
 
-@dataclass(frozen=True)
+@frozen
 class Disk:
     """A block device of the guest: its name in the view, and whether it is written."""
 
@@ -28,7 +29,7 @@ class Disk:
     backing: str | None = None  # UML copy-on-write: the view name of the file behind
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelChoice:
     """The kernel to start and what it can do."""
 
@@ -48,7 +49,7 @@ class NetworkKind(StrEnum):
     QEMU = "qemu"  # its user network, in a process of its own
 
 
-@dataclass(frozen=True)
+@frozen
 class NetworkHelper:
     """The process that is a guest's way out."""
 
@@ -57,7 +58,7 @@ class NetworkHelper:
     by_descriptor: bool  # the hypervisor inherits its end of the connection; else it connects
 
 
-@dataclass(frozen=True)
+@frozen
 class FileServer:
     """A process that serves one shown directory to the guest."""
 
@@ -65,7 +66,7 @@ class FileServer:
     shown: Shown
 
 
-@dataclass(frozen=True)
+@frozen
 class LaunchPlan:
     """One start of one virtual machine."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from apppot.guest.protocol import frames
 from apppot.host.capabilities.capabilities import Capabilities
+from apppot.host.common.frozen import frozen
 from apppot.host.hypervisor.base import Descriptors, Surroundings, Verdict
 from apppot.host.hypervisor.launchplan import Disk, LaunchPlan, shares
 
@@ -21,7 +22,7 @@ OLDEST = (7, 2)
 _TEMPORARY = 64 << 20
 
 
-@dataclass(frozen=True)
+@frozen
 class Machine:
     """A kind of machine that starts a kernel directly (PVH), and where it has virtio devices."""
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from enum import StrEnum
 
 from apppot.host.common.errors import ImageError
+from apppot.host.common.frozen import frozen
 
 HEAD_BYTES = 8192
 SECTOR = 512
@@ -60,7 +60,7 @@ class ImageFormat(StrEnum):
         return inside.get(self, str(self))
 
 
-@dataclass(frozen=True)
+@frozen
 class Probed:
     """What a file's own header says.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from apppot.host.common.errors import ImageError
+from apppot.host.common.frozen import frozen
 from apppot.host.images.probe import ImageFormat, Probed
 
 LATEST = "latest"
@@ -18,7 +19,7 @@ TRANSPORTS = frozenset({"oci", "docker-archive", "docker"})
 RESERVED_NAMES = frozenset({"host"}) | TRANSPORTS
 
 
-@dataclass(frozen=True)
+@frozen
 class Record:
     """What is known about an image.  `size` in bytes, `created` ISO 8601 in UTC."""
 
@@ -39,7 +40,7 @@ class Record:
     user: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Image:
     """An image that a guest can mount; `digest` and `record` are None outside the store."""
 

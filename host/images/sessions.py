@@ -11,9 +11,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import data_home
 from apppot.host.common.units import timestamp
 
@@ -27,7 +28,7 @@ class SessionError(ApppotError):
     """A session is missing, in use, or belongs to another image."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Session:
     """What is known about a session.
 

@@ -12,9 +12,10 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from apppot.host.common.errors import ImageError, UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.progress import Progress
 from apppot.host.images import store as images
 from apppot.host.images.record import LATEST, Record, check_name, valid_name
@@ -25,7 +26,7 @@ CHUNK = 1 << 20
 BLOCK = 512
 
 
-@dataclass(frozen=True)
+@frozen
 class Removed:
     """What a removal did: the names that went, bytes of disk freed, images still in use."""
 
@@ -34,7 +35,7 @@ class Removed:
     kept: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Size:
     """Disk space of one name, in bytes: `unique` goes with it, `shared` other names have too."""
 

@@ -7,9 +7,9 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from apppot.host.common.frozen import frozen
 from apppot.host.confinement.sandbox import Shown
 from apppot.host.hypervisor.base import Hypervisor
 from apppot.host.hypervisor.launchplan import LaunchPlan, NetworkKind
@@ -76,7 +76,7 @@ def once_connected(plan: LaunchPlan, helper: Helper, net: str) -> Callable[[], o
     return step
 
 
-@dataclass(frozen=True)
+@frozen
 class Helper:
     """The network helper that was started, or none.
 

@@ -7,11 +7,11 @@ and what is new in it comes back (`apppot.host.machine.inputs`, `apppot.host.cha
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from apppot.guest.protocol.job import JOB_DIR
 from apppot.host.common.errors import Unsuited, UsageError
+from apppot.host.common.frozen import frozen
 
 if TYPE_CHECKING:
     from apppot.host.config.settings import Setting
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MOST_FOLLOWED = 32
 
 
-@dataclass(frozen=True)
+@frozen
 class JobFiles:
     """What is copied in, and what comes back: as paths below the job directory, or absolute."""
 

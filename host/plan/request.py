@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.capabilities.memory import Memory
+from apppot.host.common.frozen import frozen
 from apppot.host.hypervisor.base import Hypervisor
 from apppot.host.hypervisor.launchplan import KernelChoice
 from apppot.host.images.record import Image
 
 
-@dataclass(frozen=True)
+@frozen
 class Bind:
     """A host path that the guest shows at `target`."""
 
@@ -22,7 +22,7 @@ class Bind:
     is_file: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Request:
     """What the user asked for, beside the settings."""
 
@@ -48,7 +48,7 @@ class Request:
     follow: tuple[str, ...] = ()  # files that come back while they grow
 
 
-@dataclass(frozen=True)
+@frozen
 class Findings:
     """What was found out for a plan before it is made: kernel, runtime, what the host allows."""
 

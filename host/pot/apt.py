@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from apppot.host.common.errors import BuildError
 from apppot.host.common.files import file_digest
+from apppot.host.common.frozen import frozen
 from apppot.host.process.run import run
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -23,7 +23,7 @@ APT_HINT = "AppPot builds on Debian or a derivative; elsewhere use `apppot pot i
 MIRROR_HINT = "name a Debian mirror with APPPOT_DEBIAN_MIRROR=URI"
 
 
-@dataclass(frozen=True)
+@frozen
 class Package:
     """One downloadable package, as the archive's signed list names it."""
 
@@ -37,7 +37,7 @@ class Package:
         return f"{self.name}_{self.sha256[:16]}.deb"
 
 
-@dataclass(frozen=True)
+@frozen
 class Target:
     """One suite that the machine takes packages from."""
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from apppot.host.common.errors import BuildError
+from apppot.host.common.frozen import frozen
 from apppot.host.process.run import run
 
 BLOCK = 4096
@@ -22,7 +23,7 @@ RESERVED_INODES = 11
 FEATURES = "none,extent,filetype,sparse_super,large_file,ext_attr,extra_isize,dir_index"
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """One name in the image.  `source` is the host file of a regular file."""
 
@@ -34,7 +35,7 @@ class Entry:
     size: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class ImageSpec:
     """What identifies an image: UUID, label, and the time (s since 1970) of all that is in it."""
 
@@ -45,7 +46,7 @@ class ImageSpec:
     devices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class Tools:
     """How to start mke2fs and debugfs: the words that precede a tool's arguments."""
 

@@ -6,10 +6,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.host.common.errors import BuildError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import cache_home, pot_home
 from apppot.host.common.progress import Progress
 from apppot.host.pot import store
@@ -40,7 +40,7 @@ REPRODUCIBLE = {
 BUILD_STEP = re.compile(r"^\s+(CC|AS|AR|LD|GEN|HOSTCC)\s")
 
 
-@dataclass(frozen=True)
+@frozen
 class Source:
     """The unpacked, patched source of one kernel series."""
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 
 from apppot.host.common.errors import PotError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import cache_home, pot_home
 from apppot.host.pot.state import read_json, write_json
 
@@ -33,7 +33,7 @@ STOCK_MODULES = "/usr/lib/uml/modules"
 FACTS_VERSION = 2
 
 
-@dataclass(frozen=True)
+@frozen
 class Kernel:
     """A User-Mode Linux kernel.  `features` are words of its command line that it knows.
 
@@ -51,7 +51,7 @@ class Kernel:
     libraries: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class MachineKernel:
     """The x86-64 kernel, for guests of QEMU, KVM and Xen, and for exported disks.
 
@@ -66,7 +66,7 @@ class MachineKernel:
     features: frozenset[str]
 
 
-@dataclass(frozen=True)
+@frozen
 class Pot:
     """What the launcher brings along: a kernel, and the runtime as a file system image."""
 

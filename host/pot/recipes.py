@@ -7,11 +7,11 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apppot.host.common.errors import BuildError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import recipe_homes
 from apppot.host.pot.ext4 import ImageSpec
 
@@ -29,7 +29,7 @@ SOURCE_HINT = "build from a checkout of AppPot, or use `apppot pot import FILE.t
 KERNELS = ("uml", "x86_64")
 
 
-@dataclass(frozen=True)
+@frozen
 class SourceRecipe:
     """Which source package the kernels are built from, and what is patched in it."""
 
@@ -39,7 +39,7 @@ class SourceRecipe:
     patches: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class KernelRecipe:
     """How to build one kernel; `steps` is about how many lines the build prints.
 
@@ -59,7 +59,7 @@ class KernelRecipe:
     digest: str
 
 
-@dataclass(frozen=True)
+@frozen
 class RuntimeRecipe:
     """What the runtime is made of; paths are relative to its root."""
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.host.common.errors import EXIT_FAILED, ApppotError
+from apppot.host.common.frozen import frozen
 from apppot.host.process.run import PIPE, ToolError, run, run_lines
 
 # The first words of a command line of this launcher, whatever it is called by.
@@ -20,7 +20,7 @@ _SAID_BY_US = "apppot: "
 _REMEDY = "\n  remedy: "
 
 
-@dataclass(frozen=True)
+@frozen
 class GuestCommand:
     """What root is to do in a guest of its own.  Texts are as `apppot run` takes them."""
 

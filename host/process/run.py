@@ -10,16 +10,16 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.host.common.errors import ApppotError
+from apppot.host.common.frozen import frozen
 
 PIPE = subprocess.PIPE
 _TAIL = 8  # lines of a tool that failed
 
 
-@dataclass(frozen=True)
+@frozen
 class Completed:
     """What a finished tool left: its exit status (negative for a signal) and its output."""
 

@@ -15,12 +15,13 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from apppot.host.common import paths
 from apppot.host.common.errors import RepositoryError, UsageError
 from apppot.host.common.files import write_atomic
+from apppot.host.common.frozen import frozen
 from apppot.host.repository import files
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ CONTEXT = b"apppot repository index, version 1\n"
 SIGNATURE_SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@frozen
 class Pin:
     """A trusted public key; `repository` "" means every repository."""
 
@@ -43,7 +44,7 @@ class Pin:
     repository: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Key:
     """A key pair of this user's: the name of its file and its public half as text."""
 
@@ -233,7 +234,7 @@ def sign(index: bytes, digest: str, names: Iterable[str]) -> bytes:
     return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
 
 
-@dataclass(frozen=True)
+@frozen
 class Signature:
     """A signature file: the digest of the index that it is about, and (key, signature) pairs."""
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from apppot.host.common.errors import RepositoryError
+from apppot.host.common.frozen import frozen
 from apppot.host.images.probe import ImageFormat
 from apppot.host.images.record import HEX, LATEST, Record, valid_name, valid_version
 
@@ -41,7 +42,7 @@ class Kind(StrEnum):
     CHANGES = "changes"
 
 
-@dataclass(frozen=True)
+@frozen
 class Blob:
     """A file of the repository: its SHA-256 and its length in bytes."""
 
@@ -49,7 +50,7 @@ class Blob:
     size: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """One version of one image or changes file; `parent` is the digest of its base, or "".
 
@@ -81,7 +82,7 @@ class Entry:
         return Record(**{**values, "format": str(self.format)})
 
 
-@dataclass(frozen=True)
+@frozen
 class Index:
     """All that a repository offers.  `serial` only ever grows; `time` is ISO 8601 in UTC;
     `id` tells this repository from every other one, on whichever mirror."""
@@ -118,7 +119,7 @@ class Chunk:
     stored: int
 
 
-@dataclass(frozen=True)
+@frozen
 class ChunkMap:
     """How an image is put together: its chunks in order, in packs of the repository."""
 

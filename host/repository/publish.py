@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 from apppot.host.common.errors import ApppotError, ImageError, RepositoryError, UsageError
 from apppot.host.common.files import PARTIAL, file_digest, sync, write_atomic
+from apppot.host.common.frozen import frozen
 from apppot.host.common.progress import Progress
 from apppot.host.common.text import printable
 from apppot.host.common.units import timestamp
@@ -63,7 +64,7 @@ FOLDERS = ("indexes", "maps", "packs")
 LOCK = ".lock"
 
 
-@dataclass(frozen=True)
+@frozen
 class Wish:
     """What a publish is asked to do.  `images` are references into the store, `changes` are
     [NAME[:VERSION]=]FILE, `remove` are NAME[:VERSION]; `description` replaces the images' own."""
@@ -75,7 +76,7 @@ class Wish:
     prune: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Published:
     """What a publish did: the serial now current, entries in all and new, bytes written to
     packs, and files that `--prune` removed."""

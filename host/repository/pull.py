@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from apppot.host.common import paths
 from apppot.host.common.errors import ApppotError, ImageError, RepositoryError, UsageError
 from apppot.host.common.files import PARTIAL
+from apppot.host.common.frozen import frozen
 from apppot.host.common.progress import Progress
 from apppot.host.images import store
 from apppot.host.images.probe import probe, require_bootable
@@ -58,7 +59,7 @@ POLL_SECONDS = 0.1
 STALL_SECONDS = 300.0
 
 
-@dataclass(frozen=True)
+@frozen
 class Wish:
     """What is asked for: an image and the repositories' URLs, the most preferred first."""
 
@@ -67,7 +68,7 @@ class Wish:
     urls: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Pulled:
     """What a pull did: the image's record and file, the bytes that came over the network, and
     whether it was there before."""

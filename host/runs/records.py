@@ -7,11 +7,11 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.host import boot_id
 from apppot.host.common.paths import state_home
 from apppot.host.process.rundir import candidates
@@ -34,7 +34,7 @@ class RunState(StrEnum):
     ELSEWHERE = "elsewhere"  # of another host, which alone knows
 
 
-@dataclass(frozen=True)
+@frozen
 class Record:
     """What is known about a run.  Times are UTC."""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from xml.sax.saxutils import escape
 
 from apppot.host.common.errors import UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.machine.failure import describe
 from apppot.host.machine.run import Run
 
 
-@dataclass(frozen=True)
+@frozen
 class Step:
     """One step: `lane` is who worked; times in seconds since the launcher's start."""
 

@@ -6,13 +6,14 @@ Whoever starts a virtual machine makes one: the command line, `apppot-start`, th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from apppot.host.common.frozen import frozen
 from apppot.host.config.settings import Options
 from apppot.host.plan.request import Bind
 
 
-@dataclass(frozen=True)
+@frozen
 class Wish:
     """What is asked of one run.  Empty and None: not asked for, settings or the image decide."""
 

@@ -11,9 +11,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from apppot.host.common.files import sync
+from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import cache_home
 from apppot.host.common.units import timestamp
 from apppot.host.pot.state import read_json
@@ -26,7 +26,7 @@ MOST = 8
 _RECORD, _MEMORY, _DEVICES, _STUB = "machine.json", "memory", "devices", "stub"
 
 
-@dataclass(frozen=True)
+@frozen
 class Kept:
     """A kept machine: what it was made for, and its files."""
 

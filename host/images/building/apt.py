@@ -7,9 +7,9 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from apppot.host.common.errors import BuildError
+from apppot.host.common.frozen import frozen
 from apppot.host.process import run
 
 KEYRINGS = (
@@ -24,7 +24,7 @@ PASSED_ON = re.compile(
 UPDATE_HINT = "apt-get update; or name a `mirror` in the recipe's [base]"
 
 
-@dataclass(frozen=True)
+@frozen
 class Source:
     """One archive that packages come from."""
 
@@ -38,7 +38,7 @@ class Source:
         return f"deb {signed}{self.uri} {self.release} {' '.join(self.components)}"
 
 
-@dataclass(frozen=True)
+@frozen
 class ArchiveState:
     """What an archive holds now: a digest over its signed indices and their newest date."""
 

@@ -26,10 +26,11 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from apppot.host.common.errors import UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import recipe_homes
 from apppot.host.images.record import LATEST, valid_name, valid_version
 
@@ -51,7 +52,7 @@ MAX_EPOCH = 0xFFFFFFFF
 AGENT_SHEBANG = "#!/usr/bin/python3 -IS"
 
 
-@dataclass(frozen=True)
+@frozen
 class RecipeFile:
     """A file that the recipe puts into the image, owned by root."""
 
@@ -60,7 +61,7 @@ class RecipeFile:
     mode: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Recipe:
     """A parsed recipe.  `epoch` (seconds) is None where the archive's own date is to be used."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.files import sync
+from apppot.host.common.frozen import frozen
 from apppot.host.process.launcher import GuestCommand, GuestCommandError, complete
 from apppot.host.process.run import PIPE
 
@@ -22,7 +22,7 @@ _PROGRAM = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Layers:
     """What the program finds mounted; texts are as `apppot run` takes them."""
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from apppot.host.common.errors import ImageError
+from apppot.host.common.frozen import frozen
 
 _MARK = b"APPPOT-CHANGES\x00\x01"
 _TAIL = struct.Struct("<I16s")
 _MOST = 1 << 20
 
 
-@dataclass(frozen=True)
+@frozen
 class Changes:
     """What a changes file says of itself.
 

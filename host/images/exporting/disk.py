@@ -13,13 +13,13 @@ import shutil
 import struct
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.guest.protocol import drive
 from apppot.guest.protocol.job import Job, Layer
 from apppot.host.common.errors import ImageError
 from apppot.host.common.files import file_digest
+from apppot.host.common.frozen import frozen
 from apppot.host.common.progress import Progress
 from apppot.host.images.changes import record as changes
 from apppot.host.images.digests import digest_of
@@ -49,7 +49,7 @@ HINT = "apt-get install grub-pc-bin grub-efi-amd64-bin grub-common mtools dosfst
 WORDS = "ro rootfstype=ext4 rootwait init=/sbin/apppot-init quiet console=tty0 console=ttyS0,115200"
 
 
-@dataclass(frozen=True)
+@frozen
 class Content:
     """What goes into a partition: bytes of a file, from `offset` on; or nothing."""
 
@@ -58,7 +58,7 @@ class Content:
     size: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class Partition:
     """An entry of the table.  `start` and `sectors` in units of SECTOR."""
 

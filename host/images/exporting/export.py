@@ -17,10 +17,10 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from apppot.host.common.errors import ImageError, UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.progress import Progress
 from apppot.host.images.importing.oci import MACHINES, REFERENCE
 from apppot.host.images.probe import ImageFormat, require_bootable
@@ -66,7 +66,7 @@ umount /run/export/disk
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Wishes:
     """How a disk is to be: whether it boots; with which changes over the image, lowest first;
     with how many bytes for what jobs write, 0 for the machine's memory.

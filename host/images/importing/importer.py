@@ -13,10 +13,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.files import pwrite_all
+from apppot.host.common.frozen import frozen
 from apppot.host.common.progress import Progress
 from apppot.host.common.text import printable
 from apppot.host.images import pack, store
@@ -40,7 +40,7 @@ SUFFIXES = re.compile(
 FULL_HINT = "make room, or set XDG_DATA_HOME to a larger disk"
 
 
-@dataclass(frozen=True)
+@frozen
 class Source:
     """What is imported: an open descriptor, the file's path, a name for messages, and what it
     was found to be."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from apppot.host.common.errors import ImageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.text import printable
 
 WHITEOUT = ".wh."
@@ -58,7 +58,7 @@ class Node:
         self.path = ""  # the first name in the finished tree
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """One name of the finished tree; `link` is the name that it is a further hard link of."""
 

@@ -14,10 +14,11 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from apppot.host.common.errors import ImageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.text import printable
 from apppot.host.images.importing import tarstream
 from apppot.host.images.importing.tarstream import Blob
@@ -34,7 +35,7 @@ INDEX = (
 HINT = "copy it again with skopeo; is it an image and not another artifact?"
 
 
-@dataclass(frozen=True)
+@frozen
 class Container:
     """An image of a container engine: its layers, lowest first, and how it wants to be run.
 

@@ -16,11 +16,11 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from apppot.host.common.errors import ApppotError, ImageError
 from apppot.host.common.files import write_all
+from apppot.host.common.frozen import frozen
 from apppot.host.images import pack
 from apppot.host.images.probe import tar_compression
 from apppot.host.process import run
@@ -34,7 +34,7 @@ TRUNCATED_HINT = "copy or download the file again; this one is incomplete"
 DAMAGED_HINT = "is it a whole, sound tar archive?"
 
 
-@dataclass(frozen=True)
+@frozen
 class Blob:
     """A tar, maybe compressed: `size` bytes of the file `path` from byte `offset`.
 

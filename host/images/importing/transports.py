@@ -13,9 +13,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from apppot.host.common.errors import ImageError, UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.text import printable
 from apppot.host.images import pack, store
 from apppot.host.images.importing import importer, merge, oci, tarstream
@@ -30,7 +30,7 @@ LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:\d+)?/")
 SHORT = 12
 
 
-@dataclass(frozen=True)
+@frozen
 class Reference:
     """A parsed name: its kind, the place (a path, or for a registry the whole name), the tag."""
 
