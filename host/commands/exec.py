@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apppot.host.common.terminal import Terminal
-    from apppot.host.runs.records import Record
+    from apppot.host.runs.records import RunRecord
 
 _OWN = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
 
@@ -86,7 +86,7 @@ def _request(args: argparse.Namespace) -> Any:
 class _Client:
     """Our end of the connection."""
 
-    def __init__(self, connection: socket.socket, record: Record, tty: Terminal | None) -> None:
+    def __init__(self, connection: socket.socket, record: RunRecord, tty: Terminal | None) -> None:
         self._connection, self._record, self._tty = connection, record, tty
         self._pending: list[int] = []
 

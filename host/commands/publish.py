@@ -26,7 +26,7 @@ def _publish(args: argparse.Namespace) -> int:
     from apppot.host.common.units import human
     from apppot.host.repository import keys, publish
 
-    wish = publish.Wish(args.images, args.changes, args.remove, args.description, args.prune)
+    wish = publish.Publication(args.images, args.changes, args.remove, args.description, args.prune)
     done = publish.publish(args.folder, wish, args.key or [keys.choose("")])
     if args.json:
         print(json.dumps(asdict(done), indent=1))

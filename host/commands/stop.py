@@ -10,7 +10,7 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apppot.host.runs.records import Record
+    from apppot.host.runs.records import RunRecord
 
 _GRACE = "10s"
 # What a launcher needs after the payload's SIGKILL, before it is killed itself.
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(record: Record, grace: float, stack: contextlib.ExitStack) -> None:
+def _ask(record: RunRecord, grace: float, stack: contextlib.ExitStack) -> None:
     """SIGTERM for the payload, SIGKILL after `grace` seconds; one that has ended needs none."""
     from apppot.host.runs import records as runs
 
@@ -60,7 +60,7 @@ def _ask(record: Record, grace: float, stack: contextlib.ExitStack) -> None:
             runs.connect(record)
 
 
-def _signal(record: Record, number: int) -> None:
+def _signal(record: RunRecord, number: int) -> None:
     from apppot.host.runs import records as runs
 
     pidfd = runs.launcher(record)

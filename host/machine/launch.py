@@ -34,7 +34,7 @@ from apppot.host.machine.helpers import (
     start_file_servers,
     start_network,
 )
-from apppot.host.machine.run import Recorder, Run, WarmStart
+from apppot.host.machine.run import RecordKeeper, Run, WarmStart
 from apppot.host.machine.sandbox import (
     furnished,
     hypervisor_environment,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 def run(
     plan: LaunchPlan,
-    open_recorder: Callable[[], Recorder] | None = None,
+    open_recorder: Callable[[], RecordKeeper] | None = None,
     start: WarmStart | None = None,
 ) -> Run:
     """Run the plan to its end; what `open_recorder` makes lets others find and join it.
@@ -78,7 +78,7 @@ def run(
 def _start(
     record: Run,
     stack: contextlib.ExitStack,
-    open_recorder: Callable[[], Recorder] | None,
+    open_recorder: Callable[[], RecordKeeper] | None,
     start: WarmStart | None,
 ) -> Relay:
     plan, hypervisor = record.plan, record.plan.hypervisor
@@ -159,7 +159,7 @@ def _relay(
     exchange: str | None,
     tty: terminal.Terminal | None,
     helper: int | None,
-    recorder: Recorder | None,
+    recorder: RecordKeeper | None,
     listener: socket.socket | None,
     on_network_up: Callable[[], object],
     on_hello: Callable[[], None] | None,

@@ -36,7 +36,7 @@ class Run:
         self.marks.append((what, time.monotonic()))
 
 
-class Recorder(Protocol):
+class RecordKeeper(Protocol):
     """Who keeps a run's record, by which others find it."""
 
     def open(self, run_directory: str) -> AbstractContextManager[socket.socket]:

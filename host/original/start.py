@@ -43,7 +43,7 @@ a shell.  This directory is /home/user/job in the guest.
 All else is set as for `apppot run`, through its environment variables and configuration.
 """
 
-# Option -> the field of `Options` that takes the next word.
+# Option -> the field of `CommandLine` that takes the next word.
 _WITH_VALUE = {
     "--apppot": "image",
     "--image": "image",
@@ -62,7 +62,7 @@ _ALONE = ("--slirp", "--help", "-h", "--version", "-V")
 
 
 @dataclass
-class Options:
+class CommandLine:
     """What the command line says; None and empty: nothing."""
 
     image: str | None = None
@@ -75,12 +75,12 @@ class Options:
     show: str = ""  # "help" or "version"
 
 
-def parse(words: Sequence[str]) -> Options:
+def parse(words: Sequence[str]) -> CommandLine:
     """The options up to the first word that is none; the rest is the command.
 
     Raises UsageError with a suggestion for an unknown option.
     """
-    options, left = Options(), list(words)
+    options, left = CommandLine(), list(words)
     while left and left[0].startswith("-") and left[0] != "-":
         word = left.pop(0)
         if word == "--":
@@ -90,7 +90,7 @@ def parse(words: Sequence[str]) -> Options:
     return options
 
 
-def _option(options: Options, word: str, left: list[str]) -> None:
+def _option(options: CommandLine, word: str, left: list[str]) -> None:
     name, equals, value = word.partition("=")
     if name in _WITH_VALUE:
         if not equals and not left:
@@ -109,7 +109,7 @@ def _option(options: Options, word: str, left: list[str]) -> None:
         raise UsageError(f"unknown option {name}{near}", f"see `{PROGRAM} --help`")
 
 
-def _set(options: Options, name: str, value: str) -> None:
+def _set(options: CommandLine, name: str, value: str) -> None:
     match name:
         case "extra":
             options.extra += value.split()
@@ -161,7 +161,7 @@ def _session(image: str) -> str | None:
     return automatic.session_for(image)
 
 
-def _run_in_session(options: Options, image: str) -> int:
+def _run_in_session(options: CommandLine, image: str) -> int:
     """Run with the session that belongs to `image`, where it has one."""
     from apppot.host.images import sessions
     from apppot.host.original import session as automatic
@@ -196,7 +196,7 @@ def _readable(pair: tuple[str, str]) -> str:
     return pair[1]
 
 
-def _run_pair(options: Options, pair: tuple[str, str]) -> int:
+def _run_pair(options: CommandLine, pair: tuple[str, str]) -> int:
     from apppot.host.images.probe import ImageFormat, probe
     from apppot.host.original import cow
 
@@ -215,7 +215,7 @@ def _run_pair(options: Options, pair: tuple[str, str]) -> int:
 
 
 def _run(
-    options: Options,
+    options: CommandLine,
     image: str | None,
     changes: list[str],
     pair: tuple[str, str, int] | None,
@@ -223,13 +223,13 @@ def _run(
 ) -> int:
     from apppot.host.commands.options import command
     from apppot.host.commands.run import run_wish
-    from apppot.host.config.settings import Options as Asked
+    from apppot.host.config.settings import Options
     from apppot.host.runs.wish import Wish
 
     wish = Wish(
         image=image,
         argv=command(options.command),
-        options=Asked(image=image, memory=options.memory, kernel=options.kernel),
+        options=Options(image=image, memory=options.memory, kernel=options.kernel),
         changes=tuple(changes),
         session=session,
         cow=pair,

@@ -201,7 +201,7 @@ def _file_systems(
     for number, image in enumerate(images):
         device = found.hypervisor.devices[len(disks)]
         layers.append(_layer(image, device))
-        shown.append(Shown(f"image{number}", os.path.realpath(image.path)))
+        shown.append(Shown(f"image{number}", image.path))
         disks.append(Disk(f"image{number}"))
     return disks, shown, layers
 
@@ -229,7 +229,7 @@ def _add_cow(
     layers: list[Layer],
 ) -> None:
     cow, backing, offset = pair
-    shown += [Shown("cow", os.path.realpath(cow), writable=True), Shown("backing", backing)]
+    shown += [Shown("cow", cow, writable=True), Shown("backing", backing)]
     source = found.hypervisor.devices[len(disks)].encode()
     layers.append(Layer(source=source, fstype="ext4", offset=offset, writable=True))
     disks.append(Disk("cow", writable=True, backing="backing"))

@@ -24,7 +24,7 @@ FEATURES = "none,extent,filetype,sparse_super,large_file,ext_attr,extra_isize,di
 
 
 @frozen
-class Entry:
+class Inode:
     """One name in the image.  `source` is the host file of a regular file."""
 
     path: str
@@ -55,7 +55,7 @@ class Tools:
     e2fsck: tuple[str, ...]
 
 
-def scan(root: Path, spec: ImageSpec) -> Iterator[Entry]:
+def scan(root: Path, spec: ImageSpec) -> Iterator[Inode]:
     """All of a folder, parents first; modes normal (0755, 0644) but for those in the spec."""
     for folder, folders, files in os.walk(root):
         folders.sort()
@@ -65,30 +65,30 @@ def scan(root: Path, spec: ImageSpec) -> Iterator[Entry]:
         folders[:] = [name for name in folders if not os.path.islink(os.path.join(folder, name))]
 
 
-def _entry(full: str, path: str, spec: ImageSpec) -> Entry:
+def _entry(full: str, path: str, spec: ImageSpec) -> Inode:
     status = os.lstat(full)
     if set('"\\\n') & set(path):
         raise BuildError(f"{path!r} cannot go into the image: odd characters in its name")
     if stat.S_ISLNK(status.st_mode):
-        return Entry(path, stat.S_IFLNK | 0o777, target=os.readlink(full))
+        return Inode(path, stat.S_IFLNK | 0o777, target=os.readlink(full))
     if stat.S_ISDIR(status.st_mode):
-        return Entry(path, stat.S_IFDIR | spec.modes.get(path, 0o755))
+        return Inode(path, stat.S_IFDIR | spec.modes.get(path, 0o755))
     if not stat.S_ISREG(status.st_mode):
         raise BuildError(f"{path} is neither file, folder nor link")
     mode = spec.modes.get(path, 0o755 if status.st_mode & 0o111 else 0o644)
-    return Entry(path, stat.S_IFREG | mode, source=full, size=status.st_size)
+    return Inode(path, stat.S_IFREG | mode, source=full, size=status.st_size)
 
 
-def merge(roots: Sequence[Path], spec: ImageSpec) -> list[Entry]:
+def merge(roots: Sequence[Path], spec: ImageSpec) -> list[Inode]:
     """Several folders as one, a later one over an earlier one, with the spec's devices."""
     found = {entry.path: entry for root in roots for entry in scan(root, spec)}
     for path, device in spec.devices.items():
         mode = stat.S_IFCHR | spec.modes.get(path, 0o666)
-        found[path] = Entry(path, mode, device=device)
+        found[path] = Inode(path, mode, device=device)
     return [found[path] for path in sorted(found, key=lambda path: path.split("/"))]
 
 
-def script(entries: Sequence[Entry]) -> str:
+def script(entries: Sequence[Inode]) -> str:
     """The debugfs commands that write the entries, parents before children."""
     lines = []
     current = ""
@@ -113,7 +113,7 @@ def script(entries: Sequence[Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def blocks_needed(entries: Sequence[Entry], inodes: int) -> int:
+def blocks_needed(entries: Sequence[Inode], inodes: int) -> int:
     """Blocks of an image that holds the entries, with little to spare."""
     data = sum(-(-entry.size // BLOCK) for entry in entries)
     folders = 2 * sum(stat.S_ISDIR(entry.mode) for entry in entries)

@@ -41,7 +41,7 @@ BUILD_STEP = re.compile(r"^\s+(CC|AS|AR|LD|GEN|HOSTCC)\s")
 
 
 @frozen
-class Source:
+class KernelSource:
     """The unpacked, patched source of one kernel series."""
 
     package: Package
@@ -91,7 +91,7 @@ def _is_current(home: Path, recipe: KernelRecipe) -> bool:
 
 
 def _build(
-    recipe: KernelRecipe, source: Source, home: Path, place: Path, cache: Path, jobs: int
+    recipe: KernelRecipe, source: KernelSource, home: Path, place: Path, cache: Path, jobs: int
 ) -> None:
     """Compile one kernel, try it and put it into the pot."""
     output = source.tree / f"build-{recipe.name}"
@@ -175,7 +175,7 @@ def series_order(recipe: SourceRecipe, offered: Sequence[str]) -> list[str]:
     return pinned + sorted(others, key=version, reverse=True)
 
 
-def _source(recipe: SourceRecipe, cache: Path, work: Path) -> Source:
+def _source(recipe: SourceRecipe, cache: Path, work: Path) -> KernelSource:
     """Download, unpack and patch the first series that all patches apply to."""
     with Progress("kernel: package lists"):
         apt = Apt(cache / "apt", [recipe.suite])
@@ -190,7 +190,7 @@ def _source(recipe: SourceRecipe, cache: Path, work: Path) -> Source:
         if apply_patches(recipe, tree):
             if name != recipe.package:
                 print(f"apppot: {recipe.package} is not usable here; took {name} instead")
-            return Source(package, tree)
+            return KernelSource(package, tree)
         shutil.rmtree(work / name)
     raise BuildError(f"the patches apply to none of {', '.join(names)}")
 

@@ -51,7 +51,7 @@ class Blob:
 
 
 @frozen
-class Entry:
+class IndexEntry:
     """One version of one image or changes file; `parent` is the digest of its base, or "".
 
     `size` in bytes, `since` the serial of the index in which it appeared.
@@ -77,7 +77,7 @@ class Entry:
 
     def record(self) -> Record:
         """The store's record of this image."""
-        names = Record.__dataclass_fields__.keys() & Entry.__dataclass_fields__.keys()
+        names = Record.__dataclass_fields__.keys() & IndexEntry.__dataclass_fields__.keys()
         values = {name: getattr(self, name) for name in names}
         return Record(**{**values, "format": str(self.format)})
 
@@ -90,9 +90,9 @@ class Index:
     id: str
     serial: int
     time: str
-    entries: tuple[Entry, ...]
+    entries: tuple[IndexEntry, ...]
 
-    def find(self, name: str, version: str) -> Entry | None:
+    def find(self, name: str, version: str) -> IndexEntry | None:
         """The entry of name:version; for "latest" the one that was published last."""
         found = [entry for entry in self.entries if entry.name == name]
         if version != LATEST:
@@ -216,7 +216,7 @@ def _line(value: Any, what: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in _text(value, what))
 
 
-def _entry(raw: Any) -> Entry:
+def _entry(raw: Any) -> IndexEntry:
     _require(isinstance(raw, dict), "entries")
     name, version = _text(raw["name"], "name"), _text(raw["version"], "version")
     _require(valid_name(name), "name")
@@ -228,7 +228,7 @@ def _entry(raw: Any) -> Entry:
     words, env = raw.get("command", []), raw.get("env", {})
     _require(isinstance(words, list) and len(words) <= MAX_WORDS, "command")
     _require(isinstance(env, dict) and len(env) <= MAX_WORDS, "env")
-    return Entry(
+    return IndexEntry(
         name,
         version,
         Kind(_text(raw["kind"], "kind")),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 
 from apppot.host.common.units import human as human_size
-from apppot.host.repository.model import Entry, Index, Kind
+from apppot.host.repository.model import Index, IndexEntry, Kind
 
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -52,7 +52,7 @@ def render(index: Index, public_keys: Iterable[str]) -> str:
     )
 
 
-def _row(entry: Entry) -> str:
+def _row(entry: IndexEntry) -> str:
     details = [escape(entry.distribution)] if entry.distribution else []
     if entry.kind is Kind.CHANGES:
         base = f" for {entry.parent[:12]}" if entry.parent else ""

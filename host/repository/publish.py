@@ -50,8 +50,8 @@ from apppot.host.repository.model import (
     Blob,
     Chunk,
     ChunkMap,
-    Entry,
     Index,
+    IndexEntry,
     Kind,
     blob_path,
     decode_index,
@@ -65,7 +65,7 @@ LOCK = ".lock"
 
 
 @frozen
-class Wish:
+class Publication:
     """What a publish is asked to do.  `images` are references into the store, `changes` are
     [NAME[:VERSION]=]FILE, `remove` are NAME[:VERSION]; `description` replaces the images' own."""
 
@@ -88,7 +88,7 @@ class Published:
     pruned: int
 
 
-def publish(folder: str, wish: Wish, key_names: Sequence[str]) -> Published:
+def publish(folder: str, wish: Publication, key_names: Sequence[str]) -> Published:
     """Bring the repository in `folder` up to date, made if missing.
 
     Raises RepositoryError, ImageError; then the repository is as it was.
@@ -107,7 +107,7 @@ def publish(folder: str, wish: Wish, key_names: Sequence[str]) -> Published:
         ) from None
 
 
-def _publish(folder: str, wish: Wish, key_names: Sequence[str]) -> Published:
+def _publish(folder: str, wish: Publication, key_names: Sequence[str]) -> Published:
     _sweep(folder)
     old = read_published(folder)
     index = old or Index(secrets.token_hex(16), 0, "", ())
@@ -126,8 +126,8 @@ def _publish(folder: str, wish: Wish, key_names: Sequence[str]) -> Published:
 
 
 def _merged(
-    old: Iterable[Entry], new: Iterable[Entry], remove: Sequence[str], serial: int
-) -> tuple[Entry, ...]:
+    old: Iterable[IndexEntry], new: Iterable[IndexEntry], remove: Sequence[str], serial: int
+) -> tuple[IndexEntry, ...]:
     """The new list of entries; what did not change keeps the serial of its first appearance."""
     entries = {(entry.name, entry.version): entry for entry in old}
     for reference in remove:
@@ -367,7 +367,7 @@ def _blobs(folder: str, kind: str) -> list[tuple[str, str]]:
 # --- entries -----------------------------------------------------------------------------------
 
 
-def _image_entry(reference: str, wish: Wish, writer: Writer) -> Entry:
+def _image_entry(reference: str, wish: Publication, writer: Writer) -> IndexEntry:
     image = resolve(reference)
     if image.record is None or image.digest is None:
         raise ImageError(
@@ -395,10 +395,10 @@ def _asked(reference: str, record: Record) -> tuple[str, str]:
     return name, record.version if record.version in same or not same else same[-1]
 
 
-def _entry_of(record: Record, kind: Kind, form: ImageFormat, chunk_map: Blob) -> Entry:
-    shared = Record.__dataclass_fields__.keys() & Entry.__dataclass_fields__.keys()
+def _entry_of(record: Record, kind: Kind, form: ImageFormat, chunk_map: Blob) -> IndexEntry:
+    shared = Record.__dataclass_fields__.keys() & IndexEntry.__dataclass_fields__.keys()
     values = {name: getattr(record, name) for name in shared if name != "format"}
-    return Entry(**values, kind=kind, format=form, map=chunk_map)
+    return IndexEntry(**values, kind=kind, format=form, map=chunk_map)
 
 
 def _require_format(form: ImageFormat, what: str) -> None:
@@ -406,7 +406,7 @@ def _require_format(form: ImageFormat, what: str) -> None:
         raise ImageError(f"{what!r} is a {form} file, which cannot be published", "import it first")
 
 
-def _changes_entry(text: str, wish: Wish, writer: Writer) -> Entry:
+def _changes_entry(text: str, wish: Publication, writer: Writer) -> IndexEntry:
     label, equals, path = text.partition("=")
     if not equals:
         label, path = "", text

@@ -40,7 +40,7 @@ from apppot.host.repository.model import (
     Blob,
     Chunk,
     ChunkMap,
-    Entry,
+    IndexEntry,
     blob_path,
     decode_map,
 )
@@ -60,7 +60,7 @@ STALL_SECONDS = 300.0
 
 
 @frozen
-class Wish:
+class Wanted:
     """What is asked for: an image and the repositories' URLs, the most preferred first."""
 
     name: str
@@ -79,7 +79,7 @@ class Pulled:
     present: bool = False
 
 
-def parse(reference: str, urls: Sequence[str]) -> Wish:
+def parse(reference: str, urls: Sequence[str]) -> Wanted:
     """[URL/]NAME[:VERSION]; a URL in the reference goes before `urls`.  Raises UsageError."""
     base, slash, word = reference.rpartition("/")
     name, version = split_reference(word)
@@ -91,10 +91,10 @@ def parse(reference: str, urls: Sequence[str]) -> Wish:
             "no repository is configured",
             "--repository URL, APPPOT_REPOSITORIES, or `repositories` in config.toml",
         )
-    return Wish(name, version, tuple(dict.fromkeys(keys.clean_url(url) for url in wanted)))
+    return Wanted(name, version, tuple(dict.fromkeys(keys.clean_url(url) for url in wanted)))
 
 
-def pull(wish: Wish) -> Pulled:
+def pull(wish: Wanted) -> Pulled:
     """Fetch what is missing of an image and put it into the user's store.
 
     Safe for any number of processes at once: one fetches, the others wait for it.  Raises
@@ -144,7 +144,7 @@ def copy_out(path: str, target: str) -> None:
 # --- which image -------------------------------------------------------------------------------
 
 
-def _find(web: Web, wish: Wish) -> tuple[Entry, str]:
+def _find(web: Web, wish: Wanted) -> tuple[IndexEntry, str]:
     """The entry that is asked for and the URL of the repository that has it."""
     failures: list[RepositoryError] = []
     names: set[str] = set()
@@ -174,7 +174,7 @@ def _warn(failures: Sequence[RepositoryError]) -> None:
         sys.stderr.write(f"apppot: warning: {failure}\n")
 
 
-def _not_there(wish: Wish, names: set[str]) -> RepositoryError:
+def _not_there(wish: Wanted, names: set[str]) -> RepositoryError:
     import difflib
 
     reference = wish.name if wish.version == LATEST else f"{wish.name}:{wish.version}"
@@ -184,7 +184,7 @@ def _not_there(wish: Wish, names: set[str]) -> RepositoryError:
     return RepositoryError(f"no repository has {reference!r}", hint)
 
 
-def _present(entry: Entry) -> Pulled | None:
+def _present(entry: IndexEntry) -> Pulled | None:
     """The image where a store has it under this name already, or can name it so."""
     for place in paths.image_stores():
         record = store.read_record(place, entry.digest)
@@ -206,7 +206,7 @@ def _whole(path: str, size: int) -> bool:
         return False
 
 
-def _names(entry: Entry, place: str) -> bool:
+def _names(entry: IndexEntry, place: str) -> bool:
     rows = store.list_images()
     return any(
         (where, record.name, record.version, record.digest)
@@ -215,7 +215,7 @@ def _names(entry: Entry, place: str) -> bool:
     )
 
 
-def _tag(place: str, entry: Entry) -> None:
+def _tag(place: str, entry: IndexEntry) -> None:
     # Only where it changes something: a thousand jobs at once pull what is there.
     for word in (entry.version, LATEST):
         path = os.path.join(place, "names", entry.name, f"{word}.json")
@@ -227,7 +227,7 @@ def _tag(place: str, entry: Entry) -> None:
 # --- fetching ----------------------------------------------------------------------------------
 
 
-def _fetch_or_note(entry: Entry, mirrors: Mirrors, place: str) -> Pulled:
+def _fetch_or_note(entry: IndexEntry, mirrors: Mirrors, place: str) -> Pulled:
     failure = f"{place}.failure"
     try:
         done = _fetch(entry, mirrors, place)
@@ -239,7 +239,7 @@ def _fetch_or_note(entry: Entry, mirrors: Mirrors, place: str) -> Pulled:
     return done
 
 
-def _fetch(entry: Entry, mirrors: Mirrors, place: str) -> Pulled:
+def _fetch(entry: IndexEntry, mirrors: Mirrors, place: str) -> Pulled:
     image = Blob(entry.digest, entry.size)
     chunk_map = mirrors.checked(
         blob_path("maps", entry.map.digest),
@@ -266,7 +266,7 @@ def _fetch(entry: Entry, mirrors: Mirrors, place: str) -> Pulled:
     return Pulled(record, store.blob_path(user_store(), record), fetched)
 
 
-def _keep(path: str, place: str, entry: Entry) -> Record:
+def _keep(path: str, place: str, entry: IndexEntry) -> Record:
     """Into the store, if it is what it claims to be."""
     try:
         probed = probe(path)
@@ -295,7 +295,7 @@ def _require_room(path: str, size: int) -> None:
         )
 
 
-def _take_local(entry: Entry, assembly: Assembly) -> None:
+def _take_local(entry: IndexEntry, assembly: Assembly) -> None:
     wanted = assembly.missing()
     if not wanted:
         return
@@ -367,7 +367,7 @@ class _Download:
     """Fetches what an assembly misses over a few connections."""
 
     def __init__(
-        self, entry: Entry, chunk_map: ChunkMap, mirrors: Mirrors, assembly: Assembly
+        self, entry: IndexEntry, chunk_map: ChunkMap, mirrors: Mirrors, assembly: Assembly
     ) -> None:
         self._title = f"pulling {entry.name}:{entry.version}"
         self._mirrors = mirrors

@@ -163,6 +163,11 @@ def hold_session(wish: Wish, name: str, request: Request, stack: contextlib.Exit
     return session.disk
 
 
+def _real(image: Image) -> Image:
+    """The image by the path of its file itself: a link would lead out of a machine's view."""
+    return replace(image, path=os.path.realpath(image.path))
+
+
 def _digest(image: Image | None) -> str:
     """The image's digest; a file outside the store has it computed."""
     from apppot.host.images.digests import known_digest
@@ -177,9 +182,9 @@ def _request(wish: Wish, caller: Caller) -> Request:
 
     image = None if wish.image is None else find_image(wish.image)
     return Request(
-        image=image,
+        image=None if image is None else _real(image),
         argv=wish.argv,
-        changes=_changes(wish.changes, image),
+        changes=tuple(_real(item) for item in _changes(wish.changes, image)),
         binds=wish.binds,
         env=wish.env,
         workdir=wish.workdir,

@@ -35,7 +35,7 @@ class RunState(StrEnum):
 
 
 @frozen
-class Record:
+class RunRecord:
     """What is known about a run.  Times are UTC."""
 
     id: str
@@ -74,19 +74,19 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} cannot name a run", "use letters, digits and - _ .")
 
 
-def read(folder: str) -> Record | None:
+def read(folder: str) -> RunRecord | None:
     """The record in `folder`; None where there is none that this version understands."""
     try:
         with open(os.path.join(folder, RECORD), encoding="utf-8") as file:
             value = json.load(file)
         if value.pop("version") != VERSION:
             return None
-        return Record(**{**value, "command": tuple(value["command"])})
+        return RunRecord(**{**value, "command": tuple(value["command"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def is_live(record: Record) -> bool:
+def is_live(record: RunRecord) -> bool:
     """Whether its launcher lives; of another host, whether that was not denied."""
     if record.host != os.uname().nodename:
         return record.status is None
@@ -95,7 +95,7 @@ def is_live(record: Record) -> bool:
     return process_start(record.pid) == record.pid_started
 
 
-def state(record: Record) -> RunState:
+def state(record: RunRecord) -> RunState:
     """What is going on with it."""
     if record.status is not None:
         return RunState.ENDED
@@ -106,18 +106,18 @@ def state(record: Record) -> RunState:
     return RunState.RUNNING if record.started else RunState.STARTING
 
 
-def list_runs() -> list[Record]:
+def list_runs() -> list[RunRecord]:
     """All runs that can be found, the oldest first."""
     found = {record.id: record for record in _passing_records() if is_live(record)}
     found.update({record.id: record for record in kept_records()})
     return sorted(found.values(), key=_age)
 
 
-def _age(record: Record) -> tuple[str, int]:
+def _age(record: RunRecord) -> tuple[str, int]:
     return record.created, record.pid_started
 
 
-def kept_records() -> list[Record]:
+def kept_records() -> list[RunRecord]:
     try:
         names = os.listdir(home())
     except OSError:
@@ -126,7 +126,7 @@ def kept_records() -> list[Record]:
     return [record for record in found if record is not None and record.kept]
 
 
-def _passing_records() -> Iterator[Record]:
+def _passing_records() -> Iterator[RunRecord]:
     """Records in the run directories of this host."""
     prefix = f"apppot-{os.getuid()}-"
     for place in dict.fromkeys(candidates(os.environ)):
@@ -143,7 +143,7 @@ def _passing_records() -> Iterator[Record]:
                     yield record
 
 
-def find(word: str) -> Record:
+def find(word: str) -> RunRecord:
     """The run of that name, or with an id that begins so.  Raises RunError.
 
     Of several with one name it is the newest, and one under way before all that have ended.
@@ -159,7 +159,7 @@ def find(word: str) -> Record:
     return max(found, key=lambda record: (is_live(record), _age(record)))
 
 
-def await_end(record: Record, seconds: float | None = None) -> bool:
+def await_end(record: RunRecord, seconds: float | None = None) -> bool:
     """Wait until its launcher has ended; whether it has, within `seconds`."""
     import select
 
@@ -174,7 +174,7 @@ def await_end(record: Record, seconds: float | None = None) -> bool:
         os.close(pidfd)
 
 
-def launcher(record: Record) -> int | None:
+def launcher(record: RunRecord) -> int | None:
     """A descriptor of the launcher's process; None when it does not live.
 
     Raises RunError for a run of another host.
@@ -192,7 +192,7 @@ def launcher(record: Record) -> int | None:
     return None
 
 
-def connect(record: Record) -> socket.socket:
+def connect(record: RunRecord) -> socket.socket:
     """A connection to its launcher.  Raises RunError where there is none."""
     current = state(record)
     if current is not RunState.RUNNING:
@@ -210,7 +210,7 @@ def connect(record: Record) -> socket.socket:
     return connection
 
 
-def removable(words: list[str]) -> list[Record]:
+def removable(words: list[str]) -> list[RunRecord]:
     """The runs meant by `words`, each once.  Raises RunError where one is not over."""
     found = {record.id: record for record in map(find, words)}
     for record in found.values():
@@ -222,7 +222,7 @@ def removable(words: list[str]) -> list[Record]:
     return list(found.values())
 
 
-def remove(record: Record) -> None:
+def remove(record: RunRecord) -> None:
     """Remove what is kept of a run: record and output.  Raises RunError."""
     try:
         # The record last: a removal that was interrupted can be asked for again.
@@ -233,7 +233,7 @@ def remove(record: Record) -> None:
         raise RunError(f"run {record.name} cannot be removed: {error}") from error
 
 
-def prune(records: list[Record]) -> None:
+def prune(records: list[RunRecord]) -> None:
     """Remove the oldest records of runs that have ended."""
     over = sorted((r for r in records if not is_live(r)), key=_age)
     for record in over[:-_KEPT]:

@@ -42,28 +42,64 @@ def test_merge_imports_nothing_of_payload() -> None:
         assert not any(name.startswith("apppot.guest.payload") for name in imported(tree)), path
 
 
-def test_only_the_process_wrapper_uses_subprocess() -> None:
-    for folder in ("host", "guest"):
-        for path, tree in modules(folder):
-            if path != Path("host/process/run.py"):
-                assert "subprocess" not in imported(tree), path
+# What starts a process: modules, and functions of `os` and `pty`.
+STARTING_MODULES = {"subprocess", "multiprocessing", "pty", "_posixsubprocess"}
+STARTERS = {
+    *("fork", "forkpty", "system", "popen", "posix_spawn", "posix_spawnp"),
+    *("create_subprocess_exec", "create_subprocess_shell"),
+    *(f"{kind}{end}" for kind in ("exec", "spawn") for end in ("l", "le", "lp", "v", "ve", "vp")),
+    *("execvpe", "execlpe", "spawnvpe", "spawnlpe"),
+}
 
 
-def test_only_the_spawners_fork_or_spawn() -> None:
+def starters(tree: ast.AST) -> set[str]:
+    """What a module could start processes with."""
+    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    parts = {name.partition(".")[0] for name in imported(tree)}
+    return (named & STARTERS) | (parts & STARTING_MODULES)
+
+
+def test_processes_of_the_host_are_started_in_one_room() -> None:
+    """And in `xenguard`, which is a program of its own."""
+    for path, tree in modules("host"):
+        if path.parts[:2] == ("host", "process") or path == Path("host/hypervisor/xenguard.py"):
+            continue
+        assert not starters(tree), (path, starters(tree))
+
+
+def test_only_the_spawners_of_the_guest_start_processes() -> None:
     allowed = {
-        Path("host/process/spawn.py"),
-        Path("host/process/rundir.py"),  # the keeper
-        Path("host/hypervisor/xenguard.py"),  # a program of its own
         Path("guest/payload/process.py"),
         Path("guest/init/standalone.py"),
         Path("guest/tools.py"),
         Path("guest/merge/root.py"),  # the holder of a user namespace
     }
-    starters = {"fork", "posix_spawn", "spawnv", "system", "popen", "forkpty"}
-    for folder in ("host", "guest"):
-        for path, tree in modules(folder):
-            calls = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} & starters
-            assert not calls or path in allowed, (path, calls)
+    for path, tree in modules("guest"):
+        assert path in allowed or not starters(tree), (path, starters(tree))
+
+
+# Of `os` and `os.path`, what only computes.
+PURE = {"path", "fsencode", "fsdecode", "join", "normpath", "basename", "dirname"}
+
+
+def test_planning_opens_nothing() -> None:
+    """`host/plan` knows the machine by what it is given; it reads no file, no environment."""
+    for path, tree in modules("host/plan"):
+        roots = {name.partition(".")[0] for name in imported(tree)}
+        assert roots <= {
+            "__future__",
+            "apppot",
+            "collections",
+            "dataclasses",
+            "enum",
+            "os",
+            "typing",
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "open", f"{path}:{node.lineno}"
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("os", "os.path"):
+                assert node.attr in PURE, f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_the_list_of_packages_is_the_tree() -> None:

@@ -25,7 +25,7 @@ from apppot.host.images.record import Image, Record
 from apppot.host.images.resolve import resolve
 from apppot.host.images.workspace import user_store, workspace
 from apppot.host.repository import catalogue, keys, publish, pull
-from apppot.host.repository.publish import Wish
+from apppot.host.repository.publish import Publication
 
 from tests.harness.webserver import Server, serving
 
@@ -75,7 +75,7 @@ def add(name: str, version: str, content: bytes, **more: Any) -> Record:
 
 
 def offer(repo: Path, *images: str, **more: Any) -> publish.Published:
-    return publish.publish(str(repo), Wish(images=images, **more), ["default"])
+    return publish.publish(str(repo), Publication(images=images, **more), ["default"])
 
 
 def user(tmp_path: Path, patch: pytest.MonkeyPatch, *urls: str, name: str = "user") -> None:
@@ -342,8 +342,8 @@ def test_pulls_while_somebody_publishes(
     offer(server.root, "base:0")
     public = keys.own_keys()[0].public
     code = (
-        "import sys\nfrom apppot.host.repository.publish import Wish, publish\n"
-        "for n in range(1, 12): publish(sys.argv[1], Wish(['base:%d' % n]), ['default'])"
+        "import sys\nfrom apppot.host.repository.publish import Publication, publish\n"
+        "for n in range(1, 12): publish(sys.argv[1], Publication(['base:%d' % n]), ['default'])"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(server.root)], stderr=-3)
     home(tmp_path / "user", monkeypatch)

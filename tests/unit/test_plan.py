@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from apppot.host.commands.options import parse_bind, parse_forward
 from apppot.host.common.errors import UsageError
 from apppot.host.hypervisor.base import Descriptors
 from apppot.host.hypervisor.launchplan import LaunchPlan, NetworkHelper, NetworkKind, placed
-from apppot.host.hypervisor.qemu import Qemu
+from apppot.host.hypervisor.qemu import Kvm, Qemu
+from apppot.host.hypervisor.uml import Uml
+from apppot.host.hypervisor.xen import Xen
 from apppot.host.images.probe import ImageFormat, Probed
 from apppot.host.images.record import Image, Record
+from apppot.host.plan import planner
 from apppot.host.plan.inherited import HOST_HIDDEN, hidden_of_host
 from apppot.host.plan.request import Bind, Request
 
-from tests.harness.plans import COMMAND, FOUND, HOST, IMAGE, KERNEL, UML, plan
+from tests.harness.plans import CALLER, COMMAND, FOUND, HOST, IMAGE, KERNEL, UML, plan, settings
 
 
 def argv(made: LaunchPlan) -> list[str]:
@@ -130,6 +134,32 @@ def test_place_paths() -> None:
     assert job.layers[0].source == b"/view/host"
     assert job.mounts[0].source == b"/view/bind0"
     assert made.job.dump() == before, "a second start of this plan places its paths once, too"
+
+
+_EVENTS: list[str] | None = None
+
+
+def _note(event: str, _: tuple[object, ...]) -> None:
+    if _EVENTS is not None:
+        _EVENTS.append(event)
+
+
+@pytest.mark.parametrize("hypervisor", [Uml, Qemu, Kvm, Xen])
+def test_planning_touches_nothing(hypervisor: type[Uml | Qemu | Xen]) -> None:
+    """No file is opened, no directory listed, no process started: not one audited call."""
+    global _EVENTS
+    found = replace(FOUND, hypervisor=hypervisor(HOST), capabilities=HOST)
+    binds = (Bind("/data", "/mnt", True, False),)
+    request = replace(Request(IMAGE, COMMAND), binds=binds, changes=(IMAGE,))
+    wanted = settings()
+    sys.addaudithook(_note)
+    _EVENTS = []
+    try:
+        planner.make_plan(request, wanted, CALLER, found)
+        seen = _EVENTS
+    finally:
+        _EVENTS = None
+    assert [event for event in seen if event != "object.__getattr__"] == []
 
 
 def test_bind(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from apppot.host.common.errors import BuildError
-from apppot.host.pot.ext4 import Entry, ImageSpec, blocks_needed, merge, script
+from apppot.host.pot.ext4 import ImageSpec, Inode, blocks_needed, merge, script
 
 SPEC = ImageSpec("u", "l", 1, {"sudo": 0o4755, "tmp": 0o1777}, {"dev/null": (1, 3)})
 
@@ -60,10 +60,10 @@ def test_a_later_folder_covers_an_earlier_one(tmp_path: Path) -> None:
 
 def test_the_script_sets_owner_and_mode() -> None:
     entries = [
-        Entry("d", stat.S_IFDIR | 0o755),
-        Entry("d/f", stat.S_IFREG | 0o644, source="/s/f", size=1),
-        Entry("d/l", stat.S_IFLNK | 0o777, target="f"),
-        Entry("n", stat.S_IFCHR | 0o666, device=(1, 3)),
+        Inode("d", stat.S_IFDIR | 0o755),
+        Inode("d/f", stat.S_IFREG | 0o644, source="/s/f", size=1),
+        Inode("d/l", stat.S_IFLNK | 0o777, target="f"),
+        Inode("n", stat.S_IFCHR | 0o666, device=(1, 3)),
     ]
     assert script(entries).splitlines() == [
         'mkdir "d"',
@@ -87,5 +87,5 @@ def test_a_name_that_could_be_a_command_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_size_covers_every_file() -> None:
-    entries = [Entry(f"f{n}", stat.S_IFREG | 0o644, size=4097) for n in range(100)]
+    entries = [Inode(f"f{n}", stat.S_IFREG | 0o644, size=4097) for n in range(100)]
     assert blocks_needed(entries, 128) > 200

@@ -10,14 +10,14 @@ import zstandard
 from apppot.host.common.errors import ApppotError, RepositoryError
 from apppot.host.images.probe import ImageFormat
 from apppot.host.repository import model, page
-from apppot.host.repository.model import Blob, Chunk, ChunkMap, Entry, Index, Kind
+from apppot.host.repository.model import Blob, Chunk, ChunkMap, Index, IndexEntry, Kind
 from hypothesis import given
 from hypothesis import strategies as st
 
 HEX = "0123456789abcdef" * 4
 
 
-def entry(**more: Any) -> Entry:
+def entry(**more: Any) -> IndexEntry:
     values: dict[str, Any] = {
         "name": "base",
         "version": "1",
@@ -29,10 +29,10 @@ def entry(**more: Any) -> Entry:
         "command": ("true",),
         "env": {"A": "b"},
     }
-    return Entry(**{**values, **more})
+    return IndexEntry(**{**values, **more})
 
 
-def index(*entries: Entry, serial: int = 3) -> Index:
+def index(*entries: IndexEntry, serial: int = 3) -> Index:
     return Index("0" * 32, serial, "2026-01-01T00:00:00Z", entries)
 
 

@@ -14,8 +14,8 @@ from apppot.host.images import store
 from apppot.host.images.record import Record
 from apppot.host.images.workspace import user_store, workspace
 from apppot.host.repository import chunks, files, keys, publish, pull
-from apppot.host.repository.model import Blob, Chunk, Entry
-from apppot.host.repository.publish import Wish
+from apppot.host.repository.model import Blob, Chunk, IndexEntry
+from apppot.host.repository.publish import Publication
 
 from .test_images_probe import squashfs
 
@@ -41,7 +41,7 @@ def add(name: str, version: str, content: bytes) -> Record:
 
 
 def run(*images: str, **more: object) -> publish.Published:
-    return publish.publish("repo", Wish(images=images, **more), ["default"])  # type: ignore[arg-type]
+    return publish.publish("repo", Publication(images=images, **more), ["default"])  # type: ignore[arg-type]
 
 
 def snapshot() -> dict[str, int]:
@@ -127,7 +127,7 @@ def test_a_publish_that_dies_anywhere_leaves_a_whole_repository(
     assert Path("repo/index.json").read_bytes() == _index_bytes()
 
 
-def _entries() -> tuple[Entry, ...]:
+def _entries() -> tuple[IndexEntry, ...]:
     index = publish.read_published("repo")
     assert index is not None
     return index.entries
@@ -175,7 +175,7 @@ def test_changes_are_published_beside_images() -> None:
 def test_an_unknown_key_is_said_before_any_work() -> None:
     add("a", "1", noise(1, 1000))
     with pytest.raises(RepositoryError, match="no key 'nobody'"):
-        publish.publish("repo", Wish(["a:1"]), ["nobody"])
+        publish.publish("repo", Publication(["a:1"]), ["nobody"])
     assert not os.path.exists("repo")
 
 

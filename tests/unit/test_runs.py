@@ -18,7 +18,7 @@ from apppot.host.common.errors import ApppotError, UsageError
 from apppot.host.common.host import boot_id
 from apppot.host.runs import records
 from apppot.host.runs.recorder import Recorder, status_of
-from apppot.host.runs.records import Record, RunError, RunState, home, process_start
+from apppot.host.runs.records import RunError, RunRecord, RunState, home, process_start
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,11 +37,11 @@ def book(name: str | None = "vm", **options: Any) -> Recorder:
     return made
 
 
-def record(name: str = "vm") -> Record:
+def record(name: str = "vm") -> RunRecord:
     return records.find(name)
 
 
-def rewrite(old: Record, **values: Any) -> None:
+def rewrite(old: RunRecord, **values: Any) -> None:
     """What another launcher, host or boot would have written."""
     new = {"version": 1, **asdict(replace(old, **values))}
     Path(old.folder, "record.json").write_text(json.dumps(new))

@@ -25,7 +25,7 @@ UPDATE_HINT = "apt-get update; or name a `mirror` in the recipe's [base]"
 
 
 @frozen
-class Source:
+class AptSource:
     """One archive that packages come from."""
 
     uri: str
@@ -46,7 +46,9 @@ class ArchiveState:
     epoch: int
 
 
-def parse_targets(text: str, codename: str, suite: str, components: Iterable[str]) -> list[Source]:
+def parse_targets(
+    text: str, codename: str, suite: str, components: Iterable[str]
+) -> list[AptSource]:
     """Sources for `suite` from `apt-get indextargets` lines of a machine that runs `codename`.
 
     A machine of another release than the recipe's has the same mirrors under other names:
@@ -63,7 +65,7 @@ def parse_targets(text: str, codename: str, suite: str, components: Iterable[str
         if base not in (codename, suite) or component not in wanted or "backports" in pocket:
             continue
         releases.setdefault((uri, f"{suite}{dash}{pocket}"))
-    return [Source(uri, release, wanted) for uri, release in releases]
+    return [AptSource(uri, release, wanted) for uri, release in releases]
 
 
 def codename() -> str:
@@ -76,13 +78,13 @@ def codename() -> str:
     return match[1] if match else ""
 
 
-def sources(suite: str, mirror: str, components: tuple[str, ...]) -> list[Source]:
+def sources(suite: str, mirror: str, components: tuple[str, ...]) -> list[AptSource]:
     """Where packages of `suite` come from: `mirror`, or else the machine's own apt sources.
 
     Raises BuildError where neither is there.
     """
     if mirror:
-        return [Source(mirror, suite, components)]
+        return [AptSource(mirror, suite, components)]
     argv = ["apt-get", "indextargets", "--format", TARGET_FORMAT, "Created-By: Packages"]
     done = run.run(argv, hint="building needs apt, and mmdebstrap: use a Debian machine")
     found = parse_targets(done.stdout.decode(errors="replace"), codename(), suite, components)

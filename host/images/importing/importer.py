@@ -41,7 +41,7 @@ FULL_HINT = "make room, or set XDG_DATA_HOME to a larger disk"
 
 
 @frozen
-class Source:
+class ImportSource:
     """What is imported: an open descriptor, the file's path, a name for messages, and what it
     was found to be."""
 
@@ -104,7 +104,7 @@ def default_name(path: str) -> str:
 
 
 @contextmanager
-def _opened(path: str, folder: str) -> Iterator[Source]:
+def _opened(path: str, folder: str) -> Iterator[ImportSource]:
     """The file, or standard input, which becomes one first: it is read twice."""
     name = path
     if path == STDIN:
@@ -114,7 +114,7 @@ def _opened(path: str, folder: str) -> Iterator[Source]:
         probe(path)  # explains what cannot even be opened
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield Source(descriptor, path, name, probe_descriptor(descriptor, name))
+        yield ImportSource(descriptor, path, name, probe_descriptor(descriptor, name))
     finally:
         os.close(descriptor)
 
@@ -126,7 +126,7 @@ def _spool(descriptor: int, path: str) -> str:
     return path
 
 
-def _convert(source: Source, image: str) -> tuple[ImageFormat, str | None]:
+def _convert(source: ImportSource, image: str) -> tuple[ImageFormat, str | None]:
     """Write the image file; returns its format and, where it was computed on the way, digest."""
     found = source.probed.format
     if found is ImageFormat.TAR:
@@ -146,7 +146,7 @@ def _convert(source: Source, image: str) -> tuple[ImageFormat, str | None]:
 # --- a tar ------------------------------------------------------------------------------------
 
 
-def _pack_tar(source: Source, image: str) -> None:
+def _pack_tar(source: ImportSource, image: str) -> None:
     title = f"importing {printable(os.path.basename(source.name))}"
     blob = tarstream.Blob(source.path, source.probed.size, repr(source.name))
     merge.merge([blob], image, title, whiteouts=False)
@@ -155,7 +155,7 @@ def _pack_tar(source: Source, image: str) -> None:
 # --- a file system ----------------------------------------------------------------------------
 
 
-def _copy(source: Source, image: str) -> str:
+def _copy(source: ImportSource, image: str) -> str:
     """Copy sparsely, or share the blocks where the file system can; returns the SHA-256.
 
     Of a .sif only its squashfs partition.

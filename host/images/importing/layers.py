@@ -59,7 +59,7 @@ class Node:
 
 
 @frozen
-class Entry:
+class LayerEntry:
     """One name of the finished tree; `link` is the name that it is a further hard link of."""
 
     path: str
@@ -215,9 +215,9 @@ class Tree:
         """See that there is a directory at `path`, as a working directory needs it."""
         self._directory(split(path), path)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[LayerEntry]:
         """All names, sorted, directories before what is in them; the root (path "") first."""
-        yield Entry("", self.root)
+        yield LayerEntry("", self.root)
         stack = [("", self.root)]
         while stack:
             path, node = stack.pop()
@@ -228,12 +228,12 @@ class Tree:
                 place = f"{path}/{name}" if path else name
                 if child.kind == DIRECTORY:
                     below.append((place, child))
-                    yield Entry(place, child)
+                    yield LayerEntry(place, child)
                 elif child.path:
-                    yield Entry(place, child, child.path)
+                    yield LayerEntry(place, child, child.path)
                 else:
                     child.path = place
-                    yield Entry(place, child)
+                    yield LayerEntry(place, child)
             stack += reversed(below)
 
 

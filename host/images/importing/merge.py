@@ -18,7 +18,7 @@ from apppot.host.common.progress import Progress
 from apppot.host.common.text import printable
 from apppot.host.images import pack
 from apppot.host.images.importing import tarstream
-from apppot.host.images.importing.layers import DIRECTORY, FILE, SYMLINK, Entry, Node, Tree
+from apppot.host.images.importing.layers import DIRECTORY, FILE, SYMLINK, LayerEntry, Node, Tree
 from apppot.host.images.importing.tarstream import Blob
 from apppot.host.process import run
 
@@ -80,8 +80,8 @@ def _plan(blobs: Sequence[Blob], progress: Progress, *, whiteouts: bool) -> Tree
 
 def _write(tree: Tree, blobs: Sequence[Blob], packer: pack.Packer, progress: Progress) -> None:
     """Directories and all without contents, then contents, then the further names."""
-    wanted: dict[tuple[int, int], Entry] = {}
-    links: list[Entry] = []
+    wanted: dict[tuple[int, int], LayerEntry] = {}
+    links: list[LayerEntry] = []
     send = _Sender(packer)
     for entry in tree.entries():
         if entry.link is not None:
@@ -102,7 +102,7 @@ def _write(tree: Tree, blobs: Sequence[Blob], packer: pack.Packer, progress: Pro
 def _contents(
     number: int,
     blob: Blob,
-    wanted: dict[tuple[int, int], Entry],
+    wanted: dict[tuple[int, int], LayerEntry],
     send: _Sender,
     progress: Progress,
 ) -> None:
@@ -143,7 +143,7 @@ class _Sender:
         self._parts: list[bytes] = []
         self._size = 0
 
-    def header(self, entry: Entry) -> None:
+    def header(self, entry: LayerEntry) -> None:
         self.bytes(header(entry))
 
     def bytes(self, data: bytes) -> None:
@@ -164,7 +164,7 @@ class _Sender:
         self._size = 0
 
 
-def header(entry: Entry) -> bytes:
+def header(entry: LayerEntry) -> bytes:
     """The tar header of one name, with extended headers where ustar has no room."""
     node = entry.node
     info = tarfile.TarInfo(entry.path or ".")
