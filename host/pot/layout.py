@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from apppot.host.common.errors import PotError
 from apppot.host.common.frozen import frozen
-from apppot.host.common.paths import cache_home, pot_home
+from apppot.host.common.paths import cache_home, pot_homes
 from apppot.host.pot.state import read_json, write_json
 
 MANIFEST = "pot.json"
@@ -76,27 +76,24 @@ class Pot:
 
 
 def find_pot(home: str | None = None, kernel: str | None = None) -> Pot:
-    """The pot in `home` (default: pot_home()), with the kernel file `kernel` where given.
+    """The pot in `home` (default: all of pot_homes()), with the kernel file `kernel` where given.
 
     Without a kernel in the pot, Debian's stock user-mode-linux on PATH is taken.  Raises
     PotError where kernel or runtime are missing or damaged.
     """
-    root = pot_home() if home is None else home
-    manifest = _manifest(root)
-    runtime, digest = _runtime(root, manifest)
-    return Pot(_kernel(root, manifest, kernel), runtime, digest)
+    runtime, digest = _runtime(*_holding(home, "runtime"))
+    return Pot(find_kernel(home, kernel), runtime, digest)
 
 
 def find_kernel(home: str | None = None, kernel: str | None = None) -> Kernel:
     """The kernel that `find_pot` would take; raises PotError where there is none."""
-    root = pot_home() if home is None else home
-    return _kernel(root, _manifest(root), kernel)
+    return _kernel(*_holding(home, KINDS["uml"]), kernel)
 
 
 def find_x86_kernel(home: str | None = None) -> MachineKernel:
     """The pot's x86-64 kernel; raises PotError where it is missing or damaged."""
-    root = pot_home() if home is None else home
-    entry = _entry(_manifest(root), KINDS["x86_64"])
+    root, manifest = _holding(home, KINDS["x86_64"])
+    entry = _entry(manifest, KINDS["x86_64"])
     if entry is None:
         raise PotError(f"there is no x86-64 kernel in the pot {root}", X86_HINT)
     vmlinux = os.path.join(root, str(entry["path"]))
@@ -115,8 +112,13 @@ def _features(entry: dict[str, object]) -> frozenset[str]:
 
 def find_runtime(home: str | None = None) -> str:
     """The pot's runtime, an image file.  Raises PotError where it is missing."""
-    root = pot_home() if home is None else home
-    return _runtime(root, _manifest(root))[0]
+    return _runtime(*_holding(home, "runtime"))[0]
+
+
+def _holding(home: str | None, name: str) -> tuple[str, dict[str, object]]:
+    """The first pot that has `name`, and its manifest; where none has it, the first of all."""
+    pots = [(root, _manifest(root)) for root in (pot_homes() if home is None else (home,))]
+    return next((pot for pot in pots if _entry(pot[1], name) is not None), pots[0])
 
 
 def _manifest(root: str) -> dict[str, object]:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from apppot.host.common import paths
 from apppot.host.common.errors import PotError
 from apppot.host.common.files import file_digest
 from apppot.host.pot import boot, layout, probe, recipes, state, store
@@ -226,3 +227,36 @@ def test_state_is_versioned_and_replaced_whole(tmp_path: Path) -> None:
         state.write_json(str(path), {"x": {1, 2}})
     assert state.read_json(str(path)) == {"version": 1, "x": 1}
     assert [file.name for file in path.parent.iterdir()] == ["state.json"]
+
+
+def test_a_pot_may_lie_in_one_of_several_places(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's own first, then the installed package's, then the site's; each kind by itself."""
+    monkeypatch.delenv("APPPOT_POT")
+    monkeypatch.setenv("XDG_DATA_HOME", str(homes / "data"))
+    monkeypatch.setenv("APPPOT_SITE_STORE", str(homes / "site"))
+    mine, package, site = paths.pot_homes()
+    assert (mine, site) == (str(homes / "data/apppot/pot"), str(homes / "site/pot"))
+    assert package == str(Path(paths.__file__).resolve().parents[2] / "pot")
+    assert paths.pot_home() == mine
+    with pytest.raises(PotError, match=mine):
+        layout.find_runtime()
+    with_kernel(homes)
+    with_runtime(homes)
+    (homes / "pot").rename(homes / "brought")
+    (homes / "site").mkdir()
+    (homes / "brought").rename(site)
+    found = layout.find_pot()
+    assert found.runtime.startswith(site)
+    assert found.kernel.path.startswith(site)
+    (homes / "pot").mkdir()
+    with_runtime(homes)
+    Path(mine).parent.mkdir(parents=True)
+    (homes / "pot").rename(mine)
+    assert layout.find_runtime().startswith(mine)
+    assert layout.find_kernel().path.startswith(site)
+
+
+def test_a_pot_that_is_named_is_the_only_one(homes: Path) -> None:
+    assert paths.pot_homes() == (str(homes / "pot"),)
