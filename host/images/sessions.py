@@ -6,13 +6,13 @@ it belongs to.  Whoever uses it holds a lock; what a crash left is mended by the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+from apppot.host.common import locks
 from apppot.host.common.errors import ApppotError, UsageError
 from apppot.host.common.paths import data_home
 from apppot.host.common.units import timestamp
@@ -218,21 +218,26 @@ def _remove(folder: str) -> None:
 def held(session: Session) -> Iterator[None]:
     """Hold the session.  Raises SessionError when another holds it, naming who."""
     path = os.path.join(session.folder, "lock")
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = locks.try_acquire(path)
+    if lock is None:
+        raise SessionError(
+            f"session {session.name} is in use by {_holder(path)}",
+            "leave the console that has it, or use another name",
+        )
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-            raise SessionError(
-                f"session {session.name} is in use by {holder}",
-                "leave the console that has it, or use another name",
-            ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
         yield
     finally:
         os.close(lock)
+
+
+def _holder(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lock:
+            return lock.read(200).strip() or "another process"
+    except OSError:
+        return "another process"
 
 
 def check_base(session: Session, base: str) -> None:

@@ -10,12 +10,12 @@ On the launcher's way to the payload: imports nothing that the launcher does not
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from apppot.host.common import locks
 from apppot.host.common.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ApppotError
 from apppot.host.common.host import boot_id
 from apppot.host.common.units import timestamp
@@ -66,8 +66,7 @@ class Book:
         name = self._values["name"]
         runs.check_name(name)
         os.makedirs(home(), mode=0o700, exist_ok=True)
-        with open(os.path.join(home(), "lock"), "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locks.held(os.path.join(home(), "lock")):
             records = runs.kept_records()
             for other in records:
                 if other.name == name and runs.is_live(other):
