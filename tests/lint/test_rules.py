@@ -91,3 +91,10 @@ def test_every_recipe_is_installed() -> None:
     recipes = {path for path in (ROOT / "image-recipes").rglob("*") if path.is_file()}
     own = [ROOT / "image-recipes" / name for name in ("host", "lab")]
     assert recipes - installed == {path for path in recipes if path.parent in own}
+
+
+def test_files_are_locked_in_one_place() -> None:
+    allowed = {Path("host/common/locks.py"), Path("host/hypervisor/xenguard.py")}
+    for path, tree in modules("host"):
+        calls = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert "flock" not in calls or path in allowed, path
