@@ -6,19 +6,20 @@ it belongs to.  Whoever uses it holds a lock; what a crash left is mended by the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
+from apppot.host.common import locks, unfinished
 from apppot.host.common.errors import ApppotError, UsageError
 from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import data_home
 from apppot.host.common.units import timestamp
 
 _VERSION = 1
+_MAKING, _GONE = "making", "gone"  # no session's name: those have no dot before them
 DEFAULT_SIZE = 16 << 30
 _LEAST_SIZE = 64 << 20
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.+")
@@ -142,25 +143,21 @@ def create(
     if size < _LEAST_SIZE:
         raise UsageError(f"a session of {size >> 20} MB is too small", "64M or more")
     session = Session(name, image, base, timestamp(), changes)
-    making = _passing(name)
     try:
         os.makedirs(home(), mode=0o700, exist_ok=True)
         _sweep()
-        os.mkdir(making, 0o700)
-        _fill(making, session, size)
+        with unfinished.making(home(), _MAKING) as making:
+            os.mkdir(making, 0o700)
+            _fill(making, session, size)
+            with suppress(OSError):  # another launcher made it in the same moment
+                os.rename(making, session.folder)
+                return session
     except OSError as error:
-        if os.path.isdir(making):
-            _remove(making)
         raise SessionError(
             f"no session can be made in {home()}: {error.strerror}",
             "set XDG_DATA_HOME to a directory with room that you can write to",
         ) from error
-    try:
-        os.rename(making, session.folder)
-    except OSError:
-        _remove(making)
-        return get(name)  # another launcher made it in the same moment
-    return session
+    return get(name)
 
 
 def _fill(making: str, session: Session, size: int) -> None:
@@ -188,52 +185,41 @@ def resize(session: Session, size: int) -> None:
 
 def remove(session: Session) -> None:
     """Delete it."""
-    with held(session):
-        doomed = _passing(session.name)
+    with held(session), unfinished.making(home(), _GONE) as doomed:
         os.rename(session.folder, doomed)
-        _remove(doomed)
     _sweep()
 
 
-def _passing(name: str) -> str:
-    """The folder of a session that this process makes or deletes."""
-    return os.path.join(home(), f".{name}.{os.uname().nodename}.{os.getpid()}")
-
-
 def _sweep() -> None:
-    """Remove what processes of this host that were killed have left half made or half deleted."""
-    for entry in listdir():
-        place, _, pid = entry.rpartition(".")
-        own = entry.startswith(".") and place.endswith(f".{os.uname().nodename}")
-        if own and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            _remove(os.path.join(home(), entry))
-
-
-def _remove(folder: str) -> None:
-    for name in os.listdir(folder):
-        os.unlink(os.path.join(folder, name))
-    os.rmdir(folder)
+    """Remove what processes that were killed have left half made or half deleted."""
+    for name in (_MAKING, _GONE):
+        unfinished.sweep(home(), name)
 
 
 @contextmanager
 def held(session: Session) -> Iterator[None]:
     """Hold the session.  Raises SessionError when another holds it, naming who."""
     path = os.path.join(session.folder, "lock")
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = locks.try_acquire(path)
+    if lock is None:
+        raise SessionError(
+            f"session {session.name} is in use by {_holder(path)}",
+            "leave the console that has it, or use another name",
+        )
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-            raise SessionError(
-                f"session {session.name} is in use by {holder}",
-                "leave the console that has it, or use another name",
-            ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
         yield
     finally:
         os.close(lock)
+
+
+def _holder(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lock:
+            return lock.read(200).strip() or "another process"
+    except OSError:
+        return "another process"
 
 
 def check_base(session: Session, base: str) -> None:

@@ -7,13 +7,13 @@ image that a virtual machine uses loses its names at once and its file at the ne
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from apppot.host.common import locks
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.frozen import frozen
 from apppot.host.common.progress import Progress
@@ -153,14 +153,11 @@ def unused(path: str) -> Iterator[bool]:
 
 def _lock(descriptor: int, path: str) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return locks.lock(descriptor, wait=False)
     except OSError as error:
         if error.errno != errno.EBADF:
             return True  # no locks here: an open file stays valid
         return _lock_for_writing(descriptor, path)
-    return True
 
 
 def _lock_for_writing(descriptor: int, path: str) -> bool:
@@ -173,12 +170,9 @@ def _lock_for_writing(descriptor: int, path: str) -> bool:
     os.dup2(writable, descriptor, inheritable=False)
     os.close(writable)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return locks.lock(descriptor, wait=False)
     except OSError:
-        pass
-    return True
+        return True
 
 
 def disk_size(path: str) -> int:

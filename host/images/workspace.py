@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from apppot.host.common import paths
+from apppot.host.common import locks, paths
 from apppot.host.common.errors import ImageError
 from apppot.host.common.files import listdir
 
@@ -25,7 +25,6 @@ def workspace() -> Iterator[str]:
     Locked while it is in use and removed afterwards; what a crash left is swept by a later
     caller, by age and lock.
     """
-    import fcntl
     import shutil
     import tempfile
 
@@ -35,9 +34,7 @@ def workspace() -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
     with locked(user_store()):  # `prune` must not come between the two
         directory = tempfile.mkdtemp(dir=root)
-        place = os.path.join(directory, "lock")
-        lock = os.open(place, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = locks.acquire(os.path.join(directory, "lock"))
     try:
         yield directory
     finally:
@@ -47,7 +44,6 @@ def workspace() -> Iterator[str]:
 
 def abandoned(age: float) -> Iterator[str]:
     """Workspaces untouched for `age` seconds whose owner does not live; locked while looked at."""
-    import fcntl
     import time
 
     root = os.path.join(user_store(), "tmp")
@@ -56,14 +52,13 @@ def abandoned(age: float) -> Iterator[str]:
         try:
             if time.time() - os.stat(directory).st_mtime < age:
                 continue
-            lock = os.open(os.path.join(directory, "lock"), os.O_CREAT | os.O_RDWR, 0o600)
+            lock = locks.try_acquire(os.path.join(directory, "lock"))
         except OSError:
             continue
+        if lock is None:
+            continue  # its owner lives
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield directory
-        except BlockingIOError:
-            pass  # its owner lives
         finally:
             os.close(lock)
 
@@ -71,15 +66,9 @@ def abandoned(age: float) -> Iterator[str]:
 @contextmanager
 def locked(store: str, *, exclusive: bool = False) -> Iterator[None]:
     """Hold the store's lock: shared while an image becomes visible, exclusive while one goes."""
-    import fcntl
-
     make_directory(store)
-    lock = os.open(os.path.join(store, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+    with locks.held(os.path.join(store, "lock"), shared=not exclusive):
         yield
-    finally:
-        os.close(lock)
 
 
 def hold(path: str) -> int:
@@ -88,20 +77,20 @@ def hold(path: str) -> int:
     The lock goes with the descriptor, also by kill -9.  Raises ImageError where the image was
     removed since it was found.
     """
-    import fcntl
-
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImageError(f"image {path!r} cannot be read: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for no longer than a removal takes
-    except OSError:
-        return descriptor  # a file system without locks: the open file stays valid
-    if not os.path.exists(path):
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImageError(f"image {path!r} cannot be read: {error.strerror}") from None
+        try:
+            locks.lock(descriptor, shared=True)  # waits for no longer than a removal takes
+        except OSError:
+            return descriptor  # a file system without locks: the open file stays valid
+        if locks.is_at(descriptor, path):
+            return descriptor
         os.close(descriptor)
-        raise ImageError(f"image {path!r} was removed just now", "apppot image list")
-    return descriptor
+        if not os.path.exists(path):
+            raise ImageError(f"image {path!r} was removed just now", "apppot image list")
 
 
 def make_directory(path: str) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from apppot.host.common import unfinished
 from apppot.host.common.errors import BuildError
 from apppot.host.common.files import file_digest
 from apppot.host.common.frozen import frozen
@@ -167,18 +167,17 @@ class Apt:
         target = self.folder / "debs" / package.file_name
         if target.exists():
             return target
-        work = self.folder / "debs" / f"{package.file_name}.{os.getpid()}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.sweep(str(target.parent), package.file_name)
+        with unfinished.making(str(target.parent), package.file_name) as place:
+            work = Path(place)
+            work.mkdir()
             env = {**os.environ, "APT_CONFIG": f"{self.folder}/apt.conf"}
             version = f"{package.name}={package.version}"
             run(["apt-get", "-q", "download", version], cwd=work, env=env, timeout=3600)
             (file,) = work.glob("*.deb")
             check_digest(file, package.sha256)
             os.replace(file, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
         return target
 
 

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from apppot.host.common import unfinished
 from apppot.host.common.errors import PotError
 from apppot.host.common.files import file_digest
 from apppot.host.common.paths import pot_home
@@ -43,22 +44,23 @@ def export_pot(target: str) -> int:
     if missing:
         raise PotError(f"the pot has no {' and no '.join(missing)}", "run `apppot pot build`")
     text = json.dumps({"version": 1, **parts}, indent=1, sort_keys=True).encode() + b"\n"
-    temporary = f"{target}.{os.getpid()}"
+    folder, name = os.path.split(os.path.abspath(target))
     try:
-        with (
-            Progress("pot: export"),
-            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            tar.addfile(_member(MANIFEST, len(text), 0o644), io.BytesIO(text))
-            for kind, part in parts.items():
-                for name in FILES[kind]:
-                    _add(tar, f"{kind}/{name}", (home / str(part["path"])).with_name(name))
-        os.replace(temporary, target)
+        unfinished.sweep(folder, name)
+        with Progress("pot: export"), unfinished.making(folder, name) as temporary:
+            _write(temporary, text, home, parts)
+            os.replace(temporary, target)
     except OSError as error:
         raise PotError(f"{target} cannot be written: {error.strerror}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return os.path.getsize(target)
+
+
+def _write(path: str, text: bytes, home: Path, parts: Mapping[str, Mapping[str, object]]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(_member(MANIFEST, len(text), 0o644), io.BytesIO(text))
+        for kind, part in parts.items():
+            for name in FILES[kind]:
+                _add(tar, f"{kind}/{name}", (home / str(part["path"])).with_name(name))
 
 
 def _member(name: str, size: int, mode: int) -> tarfile.TarInfo:

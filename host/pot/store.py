@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from apppot.host.common import locks
 from apppot.host.common.errors import PotError
 from apppot.host.common.files import file_digest, sync
 from apppot.host.pot.layout import MANIFEST
@@ -20,14 +20,13 @@ KEEP = 3
 @contextmanager
 def locked(folder: Path, name: str = "lock") -> Iterator[None]:
     """Hold the folder's lock: one builder at a time, released by the kernel if we are killed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / name, "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        hint = "set APPPOT_POT or XDG_DATA_HOME to a folder that you may write"
-        raise PotError(f"{folder} cannot be written: {error.strerror}", hint) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.held(str(folder / name), mode=0o666))
+        except OSError as error:
+            hint = "set APPPOT_POT or XDG_DATA_HOME to a folder that you may write"
+            raise PotError(f"{folder} cannot be written: {error.strerror}", hint) from error
         yield
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 
+from apppot.host.common import locks
 from apppot.host.common.errors import ApppotError
 
 _PREFIX = "apppot-"
@@ -153,10 +155,11 @@ def _make_locked(path: str) -> int | None:
     """Make the directory and hold its lock; None where that cannot be."""
     try:
         os.mkdir(path, 0o700)
-        lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        place = os.path.join(path, _LOCK)
+        lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        locks.lock(lock)
         # Between making and locking it, another launcher may have taken it for a dead one's.
-        if os.fstat(lock).st_nlink:
+        if locks.is_at(lock, place):
             return lock
         os.close(lock)
     except OSError:
@@ -179,16 +182,14 @@ def _sweep_one(path: str) -> None:
     try:
         if os.lstat(path).st_uid != os.getuid():
             return
-        lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = locks.try_acquire(os.path.join(path, _LOCK), flags=os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return  # just being made, or already going
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if lock is None:
+        return  # its launcher lives
+    with suppress(OSError):
         _remove_tree(path)
-    except OSError:
-        pass  # its launcher lives
-    finally:
-        os.close(lock)
+    os.close(lock)
 
 
 def _remove_tree(path: str) -> None:

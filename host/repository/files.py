@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from apppot.host.common import locks
 from apppot.host.common.errors import RepositoryError
 from apppot.host.common.files import read_json, write_json
 
@@ -31,20 +32,16 @@ def locked(path: str, notice: str = "") -> Iterator[bool]:
     `notice` goes to stderr before a wait.  The kernel lets go of the lock when its holder dies,
     however it dies.  The file stays: removing it would let two processes hold "the" lock.
     """
-    import fcntl
     import sys
 
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    handle = locks.try_acquire(path)
+    waited = handle is None
+    if handle is None:
+        if notice:
+            sys.stderr.write(notice + "\n")
+        handle = locks.acquire(path)
     try:
-        waited = False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
-            if notice:
-                sys.stderr.write(notice + "\n")
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield waited
     finally:
         os.close(handle)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from apppot.host.common import paths
+from apppot.host.common import locks, paths
 from apppot.host.common.errors import ApppotError, ImageError, RepositoryError, UsageError
 from apppot.host.common.files import PARTIAL
 from apppot.host.common.frozen import frozen
@@ -311,19 +311,13 @@ def _take_local(entry: IndexEntry, assembly: Assembly) -> None:
 
 def _sweep(folder: str, before: float) -> None:
     """Remove what pulls left that nobody has taken up for long."""
-    import fcntl
-
     for name in os.listdir(folder):
         place = os.path.join(folder, name)
         if not is_digest(name) or os.stat(place).st_mtime > before:
             continue
-        lock = os.open(f"{place}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = locks.try_acquire(f"{place}.lock")
+        if lock is not None:  # nobody is at it
             shutil.rmtree(place, ignore_errors=True)
-        except BlockingIOError:
-            pass  # somebody is at it
-        finally:
             os.close(lock)
 
 

@@ -10,16 +10,16 @@ On the launcher's way to the payload: imports nothing that the launcher does not
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from apppot.host.common import locks
 from apppot.host.common.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ApppotError
 from apppot.host.common.host import boot_id
 from apppot.host.common.units import timestamp
-from apppot.host.runs.records import SOCKET, home, process_start, write
+from apppot.host.runs.records import LOCK, SOCKET, home, pid_namespace, process_start, write
 
 
 class Recorder:
@@ -37,6 +37,8 @@ class Recorder:
         self.id = os.urandom(6).hex()
         self._on_started = on_started
         self._kept = name is not None or detached
+        # Tells that we live, until we end; a record that passes has the run directory's lock.
+        self._lock: int | None = None
         # The fields of `runs.Record`.
         self._values: dict[str, Any] = {
             "id": self.id,
@@ -48,6 +50,7 @@ class Recorder:
             "boot": boot_id(),
             "pid": pid,
             "pid_started": process_start(pid) or 0,
+            "pid_namespace": pid_namespace(),
             "kept": self._kept,
             "detached": detached,
         }
@@ -66,8 +69,7 @@ class Recorder:
         name = self._values["name"]
         runs.check_name(name)
         os.makedirs(home(), mode=0o700, exist_ok=True)
-        with open(os.path.join(home(), "lock"), "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locks.held(os.path.join(home(), "lock")):
             records = runs.kept_records()
             for other in records:
                 if other.name == name and runs.is_live(other):
@@ -76,6 +78,8 @@ class Recorder:
                         f"use another name, or `apppot stop {name}`",
                     )
             os.mkdir(self.folder, 0o700)
+            # Before the record: who reads that asks for the lock.
+            self._lock = locks.acquire(os.path.join(self.folder, LOCK))
             self._update()
             runs.prune(records)
 
@@ -98,6 +102,9 @@ class Recorder:
         """The run is over; `status` is what its launcher returns."""
         if self._kept:
             self._update(ended=timestamp(), status=status, reason=reason)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
 
     def _update(self, **values: Any) -> None:
         self._values.update(values)

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
+from apppot.host.common import locks
 from apppot.host.common.errors import ApppotError, UsageError
 from apppot.host.common.frozen import frozen
 from apppot.host.common.host import boot_id
 from apppot.host.common.paths import state_home
 from apppot.host.process.rundir import candidates
 
+_POLL_SECONDS = 0.1
 _KEPT = 100  # records of runs that have ended
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -54,6 +56,7 @@ class RunRecord:
     ended: str = ""
     status: int | None = None
     reason: str = ""  # why there is no status of the command itself
+    pid_namespace: int = 0  # in which `pid` counts; 0: not known
 
     @property
     def folder(self) -> str:
@@ -87,10 +90,23 @@ def read(folder: str) -> RunRecord | None:
 
 
 def is_live(record: RunRecord) -> bool:
-    """Whether its launcher lives; of another host, whether that was not denied."""
+    """Whether its launcher lives; of another host, whether that was not denied.
+
+    The lock that it holds tells that in every PID namespace; its process is seen only in its own.
+    """
     if record.host != os.uname().nodename:
         return record.status is None
-    if record.status is not None or record.boot != boot_id():
+    if record.status is not None:
+        return False
+    try:
+        return locks.is_held(os.path.join(record.folder, LOCK))
+    except OSError:  # of a launcher from before there was a lock
+        return _is_visible(record)
+
+
+def _is_visible(record: RunRecord) -> bool:
+    """Whether its launcher is a process of this PID namespace, and lives."""
+    if record.boot != boot_id() or record.pid_namespace not in (0, pid_namespace()):
         return False
     return process_start(record.pid) == record.pid_started
 
@@ -163,9 +179,9 @@ def await_end(record: RunRecord, seconds: float | None = None) -> bool:
     """Wait until its launcher has ended; whether it has, within `seconds`."""
     import select
 
-    pidfd = launcher(record)
+    pidfd = _process(record)
     if pidfd is None:
-        return True
+        return _await_release(record, seconds)
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -174,11 +190,31 @@ def await_end(record: RunRecord, seconds: float | None = None) -> bool:
         os.close(pidfd)
 
 
+def _await_release(record: RunRecord, seconds: float | None) -> bool:
+    """As `await_end`, for a launcher whose process is not to be seen: by its lock."""
+    import time
+
+    end = None if seconds is None else time.monotonic() + seconds
+    while is_live(record):
+        if end is not None and time.monotonic() >= end:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
 def launcher(record: RunRecord) -> int | None:
     """A descriptor of the launcher's process; None when it does not live.
 
-    Raises RunError for a run of another host.
+    Raises RunError for a run of another host or PID namespace.
     """
+    pidfd = _process(record)
+    if pidfd is None and is_live(record):
+        raise RunError(f"run {record.name} is of another PID namespace", "go there")
+    return pidfd
+
+
+def _process(record: RunRecord) -> int | None:
+    """A descriptor of the launcher's process; None when it is not here, or does not live."""
     if state(record) is RunState.ELSEWHERE:
         raise RunError(f"run {record.name} is on {record.host}", "go there")
     try:
@@ -186,7 +222,7 @@ def launcher(record: RunRecord) -> int | None:
     except ProcessLookupError:
         return None
     # Looked at once more: now the number cannot become another's.
-    if is_live(record):
+    if is_live(record) and _is_visible(record):
         return pidfd
     os.close(pidfd)
     return None
@@ -244,6 +280,7 @@ def prune(records: list[RunRecord]) -> None:
 VERSION = 1
 SOCKET = "control"
 RECORD = "record.json"
+LOCK = "lock"  # of the launcher, as long as it lives
 
 
 def home() -> str:
@@ -259,6 +296,14 @@ def process_start(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def pid_namespace() -> int:
+    """The number of this process's PID namespace; 0 where that cannot be known."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def write(folder: str, values: dict[str, Any], durable: bool) -> None:

@@ -1,17 +1,16 @@
 """Kept machines: a folder for each, of its user only, that appears whole or not at all.
 
-A machine that is just being written has a lock; what a killed launcher left of one is swept by
-the next that keeps or lists.
+What a killed launcher left of one is swept by the next that keeps or lists.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from apppot.host.common import unfinished
 from apppot.host.common.files import sync
 from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import cache_home
@@ -23,6 +22,7 @@ from apppot.host.warm.memory import Extents, pack, write_all
 _VERSION = 1
 # Machines that are kept; of more, those go that were used longest ago.
 MOST = 8
+_MAKING, _GONE = "making", "gone"
 _RECORD, _MEMORY, _DEVICES, _STUB = "machine.json", "memory", "devices", "stub"
 
 
@@ -133,24 +133,10 @@ def keep(key: str, facts: Mapping[str, object], memory: int, devices: bytes) -> 
 
 @contextmanager
 def _making() -> Iterator[str]:
-    """A locked folder for what is not whole yet; removed where it was not renamed."""
-    path, lock = _locked()
-    while not os.fstat(lock).st_nlink:  # just swept, between its making and its lock
-        os.close(lock)
-        path, lock = _locked()
-    try:
+    """A folder for what is not whole yet; removed where it was not renamed."""
+    with unfinished.making(home(), _MAKING) as path:
+        os.mkdir(path, 0o700)
         yield path
-    finally:
-        _remove(path)
-        os.close(lock)
-
-
-def _locked() -> tuple[str, int]:
-    path = os.path.join(home(), f".making-{os.getpid()}-{os.urandom(4).hex()}")
-    os.mkdir(path, 0o700)
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return path, lock
 
 
 @contextmanager
@@ -171,30 +157,11 @@ def remove(machine: Kept) -> None:
 
 def sweep() -> None:
     """Remove what killed launchers left half-made."""
-    for name in os.listdir(home()) if os.path.isdir(home()) else ():
-        if name.startswith("."):
-            _sweep_one(os.path.join(home(), name))
-
-
-def _sweep_one(path: str) -> None:
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return  # just going
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(path)
-    except BlockingIOError:
-        pass  # its launcher lives
-    finally:
-        os.close(lock)
+    for name in (_MAKING, _GONE):
+        unfinished.sweep(home(), name)
 
 
 def _remove(folder: str) -> None:
     """Remove a machine's folder: first its name, so that nobody finds half of it."""
-    doomed = os.path.join(home(), f".gone-{os.getpid()}-{os.urandom(4).hex()}")
-    with suppress(FileNotFoundError):  # gone already, or another sweeps it
+    with unfinished.making(home(), _GONE) as doomed, suppress(FileNotFoundError):  # gone already
         os.rename(folder, doomed)
-        for name in os.listdir(doomed):
-            os.unlink(os.path.join(doomed, name))
-        os.rmdir(doomed)

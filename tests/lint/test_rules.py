@@ -129,3 +129,10 @@ def test_every_recipe_is_installed() -> None:
     installed = {path for pattern in patterns for path in tree.glob(f"{pattern}/*")} & recipes
     own = [tree / name for name in ("host", "lab")]
     assert recipes - installed == {path for path in recipes if path.parent in own}
+
+
+def test_files_are_locked_in_one_place() -> None:
+    allowed = {Path("host/common/locks.py"), Path("host/hypervisor/xenguard.py")}
+    for path, tree in modules("host"):
+        calls = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert "flock" not in calls or path in allowed, path

@@ -37,6 +37,13 @@ def book(name: str | None = "vm", **options: Any) -> Recorder:
     return made
 
 
+def killed(one: Recorder) -> None:
+    """What becomes of its lock when its launcher is killed."""
+    assert one._lock is not None
+    os.close(one._lock)
+    one._lock = None
+
+
 def record(name: str = "vm") -> RunRecord:
     return records.find(name)
 
@@ -77,8 +84,35 @@ def test_started_is_told_after_it_is_written(place: Path) -> None:
     ],
 )
 def test_without_launcher_it_is_lost(values: dict[str, Any]) -> None:
-    book().started()
+    one = book()
+    one.started()
     rewrite(record(), **values)
+    assert records.state(record()) is RunState.RUNNING, "its lock is held, whatever is seen here"
+    killed(one)
+    rewrite(record(), pid=os.getpid())
+    check_lost()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pid": 1 << 30},  # gone
+        {"pid_started": 1},  # its number is another's now
+        {"boot": "another"},  # the host was started anew
+        {"pid_namespace": 1},  # its number counts elsewhere
+    ],
+)
+def test_without_a_lock_its_process_tells(values: dict[str, Any]) -> None:
+    """Of a launcher from before there was one."""
+    one = book()
+    one.started()
+    Path(record().folder, "lock").unlink()
+    assert records.state(record()) is RunState.RUNNING
+    rewrite(record(), **values)
+    check_lost()
+
+
+def check_lost() -> None:
     assert records.state(record()) is RunState.LOST
     assert record().status is None
     assert records.await_end(record())
@@ -95,6 +129,19 @@ def test_of_another_host() -> None:
     for call in (records.connect, records.await_end):
         with pytest.raises(RunError, match="another"):
             call(record())
+
+
+def test_of_another_pid_namespace() -> None:
+    one = book()
+    one.started()
+    pid = os.getppid()
+    rewrite(record(), pid=pid, pid_started=process_start(pid), pid_namespace=1)
+    assert records.state(record()) is RunState.RUNNING
+    assert not records.await_end(record(), 0.2)
+    with pytest.raises(RunError, match="another PID namespace"):
+        records.launcher(record())
+    one.ended(0)
+    assert records.await_end(record())
 
 
 def test_names_are_taken_while_a_run_lives() -> None:
@@ -198,7 +245,7 @@ def test_records_are_removed() -> None:
     Path(record("done").log("stdout")).write_text("words")
     done.ended(3)
     lost.started()
-    rewrite(record("lost"), pid=1 << 30)
+    killed(lost)
     with pytest.raises(RunError, match="under way"):
         cli.dispatch(["rm", "done", "under-way"])
     with pytest.raises(RunError, match="no run nothing"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from apppot.host import cli
+from apppot.host.common import unfinished
 from apppot.host.common.errors import UsageError
 from apppot.host.common.files import file_digest
 from apppot.host.images import sessions
@@ -22,14 +23,17 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_killed_processes_left_is_swept(place: Path) -> None:
-    host = os.uname().nodename
-    mine, other = f".dev.{host}.{1 << 30}", f".dev.another-host.{1 << 30}"
-    for name in (mine, other, f".live.{host}.{os.getpid()}"):
-        (place / name).mkdir(parents=True)
-        (place / name / "disk.ext4").write_text("x")
-    assert sessions.list_sessions() == []
-    sessions.create("dev", "i", "b")
-    assert sorted(os.listdir(place)) == sorted(["dev", other, f".live.{host}.{os.getpid()}"])
+    place.mkdir(parents=True)
+    with unfinished.making(str(place), "making") as live:
+        for name in (live, place / f".making.{'0' * 16}", place / f".gone.{'1' * 16}"):
+            Path(name).mkdir()
+            Path(name, "disk.ext4").write_text("x")
+            Path(f"{name}.lock").touch()
+        assert sessions.list_sessions() == []
+        sessions.create("dev", "i", "b")
+        own = os.path.basename(live)
+        assert sorted(os.listdir(place)) == sorted(["dev", own, f"{own}.lock"])
+    assert os.listdir(place) == ["dev"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1}', "\xff"])

@@ -282,8 +282,10 @@ def test_those_used_longest_ago_go(home: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_half_of_one_is_swept_unless_somebody_writes_it(home: Path) -> None:
     keep("k")
-    (home / ".making-1-dead").mkdir()
-    (home / ".making-1-dead" / "memory").touch()
+    for dead in (home / ".making.0123456789abcdef", home / ".gone.0123456789abcdef"):
+        dead.mkdir()
+        (dead / "memory").touch()
+        dead.with_name(f"{dead.name}.lock").touch()
     with store._making() as living:
         store.sweep()
         assert os.path.isdir(living)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from apppot.host.common import unfinished
 from apppot.host.common.errors import ImageError, UsageError
 from apppot.host.common.files import sync
 from apppot.host.common.frozen import frozen
@@ -67,21 +68,13 @@ def run(
 def result(output: str) -> Iterator[str]:
     """A path beside `output` to write to; it takes that name when all went well.
 
-    What others that wrote `output` from this host, and were killed, have left goes.
+    What others that wrote `output`, and were killed, have left goes.
     """
     folder, name = os.path.split(os.path.abspath(output))
-    prefix = f".{name}.{os.uname().nodename}."
-    work = os.path.join(folder, f"{prefix}{os.getpid()}")
     if os.path.isdir(output) or not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{output!r} cannot be written", "name a file in a directory of yours: -o")
-    for entry in os.listdir(folder):
-        pid = entry.removeprefix(prefix)
-        if entry.startswith(prefix) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            os.unlink(os.path.join(folder, entry))
-    try:
+    unfinished.sweep(folder, name)
+    with unfinished.making(folder, name) as work:
         yield work
         sync(work)
         os.rename(work, output)
-    finally:
-        if os.path.lexists(work):
-            os.unlink(work)
