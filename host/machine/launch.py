@@ -145,7 +145,7 @@ def _start(
         tty.raw()
     if orders is not None and monitor is not None:
         monitor.close()
-        record.monitor = connect_monitor(orders, stack) if warmth is None else warmth.attach(orders)
+        record.monitor = connect_monitor(orders) if warmth is None else warmth.attach(orders)
     relay = _relay(
         *(record, ours.fileno(), vm, exchange, tty, helper.output, read_stdin, book, listener),
         on_network_up,

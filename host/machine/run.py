@@ -13,8 +13,7 @@ from apppot.host.hypervisor.base import Hypervisor
 from apppot.host.hypervisor.launchplan import LaunchPlan
 
 if TYPE_CHECKING:
-    from apppot.host.hypervisor.monitor import Monitor
-    from apppot.host.hypervisor.qmp import Orders
+    from apppot.host.hypervisor.qmp import Monitor
 
 
 @dataclass
@@ -27,7 +26,7 @@ class Run:
     argv: tuple[str, ...] = ()
     confinement: Confinement = Confinement.NONE
     console: Console | None = None
-    monitor: Monitor | Orders | None = None
+    monitor: Monitor | None = None
     outcome: Outcome | None = None
 
     def mark(self, what: str) -> None:
