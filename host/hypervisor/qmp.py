@@ -1,6 +1,7 @@
-"""A few orders to QEMU on the launcher's way to the payload (QMP).
+"""QEMU's monitor (QMP): what became of a machine, and orders to it.
 
-`monitor` does the same with a library, which takes longer to load than a kept machine to resume.
+A client of our own: the library (qemu.qmp, on asyncio) takes longer to load than a kept machine to
+resume, and the launcher gives a few orders, one after the other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class OrderError(Exception):
     """QEMU refused an order, does not answer, or not as it should."""
 
 
-class Orders:
+class Monitor:
     """One QEMU's monitor, in the order of what is asked.  Methods raise OrderError."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -31,10 +32,10 @@ class Orders:
         self._statuses: list[tuple[str, str]] = []  # of events: name, status
         self._reason = ""  # of the machine's end
 
-    def connect(self) -> None:
+    def connect(self, seconds: float = _SECONDS) -> None:
         """Shake hands; what happens to the machine is noted from now on."""
-        self._receive(time.monotonic() + _SECONDS)
-        self.order("qmp_capabilities")
+        self._receive(time.monotonic() + seconds)
+        self.order("qmp_capabilities", seconds=seconds)
 
     def order(
         self, command: str, fd: int | None = None, seconds: float = _SECONDS, **arguments: object
@@ -64,13 +65,14 @@ class Orders:
 
     def account(self) -> str:
         """Why the machine stands still or has ended, as far as QEMU says; never raises."""
+        state = ""
         try:
             found = self.order("query-status", seconds=_ACCOUNT_SECONDS)
             status = found.get("status") if isinstance(found, dict) else None
-            return "" if status == "running" else f"QEMU has it in the state {status!s:.40}"
+            state = "" if status == "running" else f"QEMU has it in the state {status!s:.40}"
         except OrderError:
             self._hear_last_words()
-        return f"QEMU says why: {self._reason}" if self._reason else ""
+        return f"QEMU says why: {self._reason}" if self._reason else state
 
     def _hear_last_words(self) -> None:
         """Note the events that a QEMU which is gone, or deaf, has left."""

@@ -20,7 +20,10 @@ from apppot.host.process.rundir import RunDir
 from apppot.host.process.spawn import Child
 
 if TYPE_CHECKING:
-    from apppot.host.hypervisor.monitor import Monitor
+    from apppot.host.hypervisor.qmp import Monitor
+
+# Nothing but QEMU's own word on its end is lost without its monitor: the run goes on.
+_GREETING_SECONDS = 5.0
 
 
 def monitor_sockets(
@@ -35,18 +38,14 @@ def monitor_sockets(
     return ours, theirs
 
 
-def connect_monitor(connection: socket.socket, stack: contextlib.ExitStack) -> Monitor | None:
+def connect_monitor(connection: socket.socket) -> Monitor | None:
     """The monitor, loaded and greeted while the guest boots; None where nobody answers."""
-    try:
-        from apppot.host.hypervisor import monitor
-    except ImportError:
-        return None  # without qemu.qmp nothing is lost but QEMU's own word on its end
+    from apppot.host.hypervisor.qmp import Monitor, OrderError
 
-    found = monitor.Monitor(connection)
-    stack.callback(found.close)
+    found = Monitor(connection)
     try:
-        found.connect()
-    except monitor.TROUBLE:
+        found.connect(_GREETING_SECONDS)
+    except OrderError:
         return None  # the machine has ended, which its channel tells
     return found
 

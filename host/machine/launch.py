@@ -134,7 +134,7 @@ def _start(
         tty.raw()
     if orders is not None and monitor is not None:
         monitor.close()
-        record.monitor = connect_monitor(orders, stack) if start is None else start.attach(orders)
+        record.monitor = connect_monitor(orders) if start is None else start.attach(orders)
     relay = _relay(
         *(record, ours.fileno(), vm, exchange, tty, helper.output, recorder, listener),
         on_network_up,

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from apppot.guest.protocol.job import Job
-    from apppot.host.hypervisor.monitor import Monitor
-    from apppot.host.hypervisor.qmp import Orders
+    from apppot.host.hypervisor.qmp import Monitor
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Run:
     marks: list[tuple[str, float]] = field(default_factory=list)
     argv: tuple[str, ...] = ()
     console: Console | None = None
-    monitor: Monitor | Orders | None = None
+    monitor: Monitor | None = None
     outcome: Outcome | None = None
 
     def mark(self, what: str) -> None:
@@ -61,6 +60,6 @@ class WarmStart(Protocol):
     first: bytes
     hello: Callable[[], None] | None
 
-    def attach(self, connection: socket.socket) -> Orders:
+    def attach(self, connection: socket.socket) -> Monitor:
         """The monitor of the hypervisor that has just been started.  Raises GuestFailed."""
         ...

@@ -20,7 +20,7 @@ from apppot.host.channel.outcome import GuestFailed
 from apppot.host.common.errors import HypervisorError
 from apppot.host.confinement.sandbox import Shown
 from apppot.host.hypervisor.launchplan import LaunchPlan
-from apppot.host.hypervisor.qmp import OrderError, Orders
+from apppot.host.hypervisor.qmp import Monitor, OrderError
 from apppot.host.warm import memory, store
 
 _ENTROPY_BYTES = 64
@@ -37,7 +37,7 @@ class _Start:
     first = b""
     hello: Callable[[], None] | None = None
 
-    def attach(self, connection: socket.socket) -> Orders:
+    def attach(self, connection: socket.socket) -> Monitor:
         """The monitor of the hypervisor that has just been started.  Raises GuestFailed."""
         raise NotImplementedError
 
@@ -52,21 +52,21 @@ class Keeping(_Start):
     ) -> None:
         self._key, self._facts = key, facts
         self.memory = _memory_file(plan.memory, stack)
-        self._orders: Orders | None = None
+        self._monitor: Monitor | None = None
         self.hello = self._keep
 
-    def attach(self, connection: socket.socket) -> Orders:
-        self._orders = Orders(connection)
+    def attach(self, connection: socket.socket) -> Monitor:
+        self._monitor = Monitor(connection)
         with _failing():
-            self._orders.connect()
-        return self._orders
+            self._monitor.connect()
+        return self._monitor
 
     def _keep(self) -> None:
         """The guest has said HELLO and stands still: keep what it is."""
-        orders = self._orders
-        assert orders is not None
+        monitor = self._monitor
+        assert monitor is not None
         with _failing():
-            devices = _state_of(orders)
+            devices = _state_of(monitor)
         try:
             self.kept = store.keep(self._key, self._facts, self.memory, devices)
         except OSError as error:
@@ -97,18 +97,18 @@ class Resuming(_Start):
         self.first = _wake(plan.job)
         kept.touch()
 
-    def attach(self, connection: socket.socket) -> Orders:
-        orders = Orders(connection)
+    def attach(self, connection: socket.socket) -> Monitor:
+        monitor = Monitor(connection)
         with _failing():
             # While QEMU starts.
             memory.unpack(self._file, self._extents, self.memory)
-            orders.connect()
-            orders.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
-            orders.order("migrate-incoming", uri=f"fd:{self.devices}")
+            monitor.connect()
+            monitor.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
+            monitor.order("migrate-incoming", uri=f"fd:{self.devices}")
             self._sender.settimeout(_SECONDS)
             self._sender.sendall(self._state)
             self._sender.shutdown(socket.SHUT_WR)
-        return orders
+        return monitor
 
 
 def resumed(plan: LaunchPlan, kept: store.Kept) -> LaunchPlan:
@@ -118,18 +118,18 @@ def resumed(plan: LaunchPlan, kept: store.Kept) -> LaunchPlan:
     return replace(plan, shown=shown)
 
 
-def _state_of(orders: Orders) -> bytes:
+def _state_of(monitor: Monitor) -> bytes:
     """The state of the machine's devices; it stands still from then on."""
     receiver, sender = socket.socketpair()
     with receiver:
         receiver.settimeout(_SECONDS)
-        orders.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
+        monitor.order("migrate-set-capabilities", capabilities=_CAPABILITIES)
         with sender:
-            orders.order("getfd", fd=sender.fileno(), fdname="devices")
-        orders.order("migrate", uri="fd:devices")
+            monitor.order("getfd", fd=sender.fileno(), fdname="devices")
+        monitor.order("migrate", uri="fd:devices")
         with receiver.makefile("rb") as file:
             state = file.read()
-    if orders.await_event("MIGRATION", ("completed", "failed")) == "failed":
+    if monitor.await_event("MIGRATION", ("completed", "failed")) == "failed":
         raise OrderError("QEMU could not write the state of its devices")
     return state
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from apppot.host.hypervisor.qmp import Orders
+from apppot.host.hypervisor.qmp import Monitor
 
 # VGA text memory: it scrolls by moving where the picture begins.
 TEXT_AT, TEXT_BYTES, TEXT_WIDTH = 0xB8000, 0x8000, 80
@@ -33,7 +33,7 @@ class Screen:
     def __init__(self, place: Path) -> None:
         self._file = place / "screen"
         self._ours, self._theirs = socket.socketpair()
-        self._orders = Orders(self._ours)
+        self._monitor = Monitor(self._ours)
         self.fd = self._theirs.fileno()
         self.words = ["-chardev", f"socket,id=monitor,fd={self.fd}"]
         self.words += ["-mon", "chardev=monitor,mode=control", "-device", "VGA"]
@@ -41,7 +41,7 @@ class Screen:
     def connect(self) -> None:
         """Take over the monitor of a QEMU that has been started."""
         self._theirs.close()
-        self._orders.connect()
+        self._monitor.connect()
 
     def close(self) -> None:
         self._ours.close()
@@ -56,20 +56,20 @@ class Screen:
         """Press these keys at once."""
         keys = [{"type": "qcode", "data": name} for name in names]
         wishes: dict[str, Any] = {"keys": keys, "hold-time": HOLD_MS}
-        self._orders.order("send-key", **wishes)
+        self._monitor.order("send-key", **wishes)
 
     def running(self) -> bool:
         """Whether the machine has not powered itself off; QEMU stays, with -no-shutdown."""
-        return bool(self._orders.order("query-status")["running"])
+        return bool(self._monitor.order("query-status")["running"])
 
     def quit(self) -> None:
         """End QEMU."""
-        self._orders.order("quit")
+        self._monitor.order("quit")
 
     def text(self) -> str:
         """What has been on a VGA screen in text mode, without its margins; scrolled lines, too."""
         place = str(self._file)
-        self._orders.order("pmemsave", val=TEXT_AT, size=TEXT_BYTES, filename=place)
+        self._monitor.order("pmemsave", val=TEXT_AT, size=TEXT_BYTES, filename=place)
         letters = self._file.read_bytes()[::2].decode("cp437")
         rows = range(0, len(letters), TEXT_WIDTH)
         return "\n".join(letters[at : at + TEXT_WIDTH].rstrip() for at in rows).strip()
@@ -86,7 +86,7 @@ class Screen:
         )
 
     def _cells(self) -> list[list[bytes]]:
-        self._orders.order("screendump", filename=str(self._file))
+        self._monitor.order("screendump", filename=str(self._file))
         kind, size, _, pixels = self._file.read_bytes().split(b"\n", 3)
         assert kind == b"P6"
         width, height = map(int, size.split())
