@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from apppot.host.commands.parser import nearest
 from apppot.host.commands.table import COMMANDS, build_parser, version
-from apppot.host.common.errors import EXIT_FAILED, ApppotError
+from apppot.host.common.errors import EXIT_FAILED, Aborted, ApppotError
 
 
 def dispatch(argv: Sequence[str]) -> int:
@@ -42,21 +42,19 @@ def main(
     except ApppotError as error:
         sys.stderr.write(f"apppot: {error}\n")
         status = error.exit_code
+    except Aborted as error:
+        status = error.exit_code
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
         status = 141
-    except Exception as error:
-        status = _unexpected(error)
+    except Exception:
+        status = _unexpected()
     raise SystemExit(status)
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected() -> int:
     """The exit status for what is no ApppotError: never 1, which would be a payload's own."""
-    from apppot.host.channel.outcome import Aborted
-
-    if isinstance(error, Aborted):
-        return error.exit_code
     import traceback
 
     traceback.print_exc()

@@ -26,14 +26,6 @@ class GuestFailed(Exception):
         self.reason, self.silent = reason, silent
 
 
-class Aborted(Exception):
-    """A signal ended the launcher before the payload started, or after it had ended."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.exit_code = EXIT_SIGNAL_BASE + number
-
-
 @dataclass
 class Outcome:
     """What came back: the EXIT frame, and what was seen on the way."""

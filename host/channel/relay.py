@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from apppot.guest.protocol import frames
 from apppot.host.channel.console import Console
-from apppot.host.channel.outcome import Aborted, GuestFailed, Outcome, checked_report
+from apppot.host.channel.outcome import GuestFailed, Outcome, checked_report
 from apppot.host.channel.signals import ENDING, FORWARDED, OWN
 from apppot.host.channel.streams import Sink, Source
 from apppot.host.common import terminal
-from apppot.host.common.errors import UsageError
+from apppot.host.common.errors import Aborted, UsageError
 from apppot.host.common.units import parse_duration
-from apppot.host.network import slirp
 from apppot.host.process.spawn import Child
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Relay:
         hello_timeout: float,
         time_limit: float | None,
         helper: int | None,
-        helper_ready: bool,
+        helper_prompt: bytes,
         vm_is_stopped: Callable[[], bool],
         machine_says: Callable[[], str],
         on_network_up: Callable[[], object],
@@ -106,7 +105,8 @@ class Relay:
         self._pending: list[int] = []
         self._gone = False
         self._helper_said = b""
-        self._helper_ready = helper_ready
+        # What it prints when it is ready; nothing: it is.
+        self._helper_prompt = helper_prompt
         self._started = False
         self._kill_at: float | None = None
         self._give_up_at: float | None = None
@@ -337,7 +337,7 @@ class Relay:
         if self._on_hello is not None:
             self._on_hello()
             self.outcome.report = {"status": 0}
-        elif self._helper_ready:
+        elif not self._helper_prompt:
             self._go()
 
     def _hear_helper(self) -> None:
@@ -349,15 +349,15 @@ class Relay:
             os.close(self._helper)
             self._helper = None
             self._helper_lost()
-        elif not self._helper_ready and slirp.READY in self._helper_said:
-            self._helper_ready = True
+        elif self._helper_prompt and self._helper_prompt in self._helper_said:
+            self._helper_prompt = b""
             if self.outcome.hello:
                 self._go()
 
     def _helper_lost(self) -> None:
         last = self._helper_said.decode(errors="replace").strip().splitlines()[-1:]
         reason = f"the network helper ended: {last[0] if last else 'it said nothing'}"
-        if not self._helper_ready:
+        if self._helper_prompt:
             raise GuestFailed(reason)
         sys.stderr.write(f"apppot: warning: {reason}\n")
 

@@ -26,6 +26,14 @@ class ApppotError(Exception):
         return f"{self.cause}\n  remedy: {self.hint}" if self.hint else self.cause
 
 
+class Aborted(Exception):
+    """A signal ended the launcher before the payload started, or after it had ended."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.exit_code = EXIT_SIGNAL_BASE + number
+
+
 class UsageError(ApppotError):
     """The command line or a configuration file is wrong."""
 

@@ -79,12 +79,13 @@ def once_connected(plan: LaunchPlan, helper: Helper, net: str) -> Callable[[], o
 class Helper:
     """The network helper that was started, or none.
 
-    `output` is the descriptor with what it prints, `wire` its end for a hypervisor that takes one;
-    of one that does not, the output says when the helper is ready.  `slirp` is slirp4netns, and the
+    `output` is the descriptor with what it prints, `prompt` what stands there once it is ready
+    (empty: it is), `wire` its end for a hypervisor that takes one.  `slirp` is slirp4netns, and the
     descriptor that says when it has taken the guest's connection.
     """
 
     output: int | None = None
+    prompt: bytes = b""
     wire: socket.socket | None = None
     slirp: tuple[Child, int] | None = None
 
@@ -105,15 +106,15 @@ def start_network(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack)
         )
         stack.callback(child.kill)
         stack.callback(wire.close)
-        return Helper(output, wire)
+        return Helper(output, wire=wire)
     child, output, connected = slirp.start(helper.program, sandbox, "net", rundir.ends_with_us)
     stack.callback(child.kill)
     stack.callback(os.close, connected)
     if not helper.by_descriptor:
-        return Helper(output, slirp=(child, connected))
+        return Helper(output, slirp.READY, slirp=(child, connected))
     wire = slirp.connect(output, place)
     stack.callback(wire.close)
-    return Helper(output, wire, (child, connected))
+    return Helper(output, wire=wire, slirp=(child, connected))
 
 
 def start_file_servers(

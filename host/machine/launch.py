@@ -28,6 +28,7 @@ from apppot.host.images.workspace import hold
 from apppot.host.machine.disks import check_file_size, disk_files, write_drive
 from apppot.host.machine.failure import explained
 from apppot.host.machine.helpers import (
+    Helper,
     connect_monitor,
     monitor_sockets,
     once_connected,
@@ -136,7 +137,7 @@ def _start(
         monitor.close()
         record.monitor = connect_monitor(orders) if start is None else start.attach(orders)
     relay = _relay(
-        *(record, ours.fileno(), vm, exchange, tty, helper.output, recorder, listener),
+        *(record, ours.fileno(), vm, exchange, tty, helper, recorder, listener),
         on_network_up,
         None if start is None else start.hello,
     )
@@ -158,7 +159,7 @@ def _relay(
     vm: Child,
     exchange: str | None,
     tty: terminal.Terminal | None,
-    helper: int | None,
+    helper: Helper,
     recorder: RecordKeeper | None,
     listener: socket.socket | None,
     on_network_up: Callable[[], object],
@@ -176,8 +177,8 @@ def _relay(
         tty=tty,
         hello_timeout=plan.hello_timeout,
         time_limit=plan.time_limit,
-        helper=helper,
-        helper_ready=helper is None or plan.hypervisor.network_by_descriptor,
+        helper=helper.output,
+        helper_prompt=helper.prompt,
         vm_is_stopped=lambda: any_stopped(vm.pid),
         machine_says=lambda: "" if record.monitor is None else record.monitor.account(),
         on_network_up=on_network_up,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 from apppot.host import cli
-from apppot.host.channel.outcome import Aborted
 from apppot.host.commands import completion
 from apppot.host.commands.table import build_parser
+from apppot.host.common.errors import Aborted
 from apppot.host.images.record import Record
 
 
