@@ -1,4 +1,7 @@
-"""Messages on a run's control socket."""
+"""Messages on a run's control socket: what a client asks of a launcher, and what it hears.
+
+Each is one datagram of JSON.  What comes from the other side is checked where it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,129 @@ import json
 import os
 from binascii import a2b_base64, b2a_base64
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apppot.host.common.frozen import frozen
 
 if TYPE_CHECKING:
     from apppot.guest.protocol.job import Job
 
+MESSAGE_BYTES = 4096  # of one message
+_TEXT_CHARACTERS = 300  # each takes 12 bytes at most
+_LAST_SIGNAL = 64
+
 
 @frozen
-class Request:
+class Execute:
+    """Start a process; its stdin, stdout, stderr and the file with its ExecRequest come along."""
+
+
+@frozen
+class Signal:
+    """A signal for the client's process."""
+
+    number: int
+
+
+@frozen
+class Resize:
+    """The size of the client's terminal."""
+
+    rows: int
+    columns: int
+
+
+@frozen
+class Stop:
+    """End the payload: SIGTERM now, SIGKILL after `grace` seconds."""
+
+    grace: float
+
+
+@frozen
+class Started:
+    """The client's process runs."""
+
+
+@frozen
+class Stopped:
+    """It has been stopped, as by Ctrl-Z."""
+
+
+@frozen
+class Exited:
+    """It has ended, with the exit status that the client is to return."""
+
+    status: int
+    complaint: str = ""
+
+
+@frozen
+class Refused:
+    """It did not start, or nothing more is known of it."""
+
+    reason: str
+
+
+Order = Execute | Signal | Resize | Stop
+Answer = Started | Stopped | Exited | Refused
+
+
+def dump(message: Order | Answer) -> bytes:
+    """The datagram of a message; a long text in it is cut."""
+    value: dict[str, Any]
+    match message:
+        case Execute():
+            value = {"exec": 1}
+        case Signal(number):
+            value = {"signal": int(number)}
+        case Resize(rows, columns):
+            value = {"resize": [rows, columns]}
+        case Stop(grace):
+            value = {"stop": grace}
+        case Started():
+            value = {"started": True}
+        case Stopped():
+            value = {"stopped": True}
+        case Exited(status, complaint):
+            value = {"exit": status, "complaint": complaint[:_TEXT_CHARACTERS]}
+        case Refused(reason):
+            value = {"error": reason[:_TEXT_CHARACTERS]}
+    return json.dumps(value).encode()
+
+
+def load_order(data: bytes) -> Order:
+    """What a client asks.  Raises ValueError."""
+    match json.loads(data):
+        case {"exec": _}:
+            return Execute()
+        case {"signal": int(number)} if 0 < number <= _LAST_SIGNAL:
+            return Signal(number)
+        case {"resize": [int(rows), int(columns)]} if all(
+            0 <= n < 1 << 16 for n in (rows, columns)
+        ):
+            return Resize(rows, columns)
+        case {"stop": float() | int() as grace}:
+            return Stop(max(0.0, float(grace)))
+    raise ValueError("no order")
+
+
+def load_answer(data: bytes) -> Answer:
+    """What a launcher says.  Raises ValueError."""
+    match json.loads(data):
+        case {"started": _}:
+            return Started()
+        case {"stopped": _}:
+            return Stopped()
+        case {"exit": int(status), "complaint": str(complaint)}:
+            return Exited(status, complaint)
+        case {"error": str(reason)}:
+            return Refused(reason)
+    raise ValueError("no answer")
+
+
+@frozen
+class ExecRequest:
     """What a client asks to be started in a running guest; None: as the payload has it."""
 
     argv: tuple[bytes, ...]
@@ -36,7 +152,7 @@ class Request:
         return json.dumps(value).encode()
 
     @classmethod
-    def load(cls, data: bytes) -> Request:
+    def load(cls, data: bytes) -> ExecRequest:
         """The request that `dump` wrote.  Raises ValueError, TypeError or KeyError."""
         value = json.loads(data)
         value["argv"] = tuple(a2b_base64(word) for word in value["argv"])
@@ -63,6 +179,3 @@ class Request:
 
 def _text(data: bytes) -> str:
     return b2a_base64(data, newline=False).decode("ascii")
-
-
-MESSAGE_BYTES = 4096  # of one message on a control socket

@@ -15,12 +15,25 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from typing import Any
 
 from apppot.guest.protocol import frames
 from apppot.guest.protocol.job import Job
-from apppot.host.channel.control import MESSAGE_BYTES, Request
+from apppot.host.channel import control
+from apppot.host.channel.control import (
+    MESSAGE_BYTES,
+    Answer,
+    ExecRequest,
+    Execute,
+    Exited,
+    Order,
+    Refused,
+    Resize,
+    Started,
+    Stop,
+    Stopped,
+)
 from apppot.host.channel.outcome import Outcome, checked_report, complaint, exit_code
+from apppot.host.channel.process import ProcessStreams
 from apppot.host.channel.streams import Sink, Source, exchange_file
 
 _DESCRIPTORS = 4  # stdin, stdout, stderr, and the file with the request
@@ -37,25 +50,21 @@ class Client:
         self.fds: list[int] = []
         self.number = 0  # of its process; 0: none yet
         self.name = ""  # of its description in the exchange directory
-        self.started = False
-        self.source: Source | None = None
-        self.sinks: tuple[Sink, ...] = ()
-        self.last: dict[str, Any] | None = None  # what is said when the output is passed on
+        self.streams: ProcessStreams | None = None
+        self.last: Answer | None = None  # what is said when the output is passed on
 
-    def say(self, message: dict[str, Any]) -> None:
+    def say(self, message: Answer) -> None:
         """Send it a message; one that is gone, or reads nothing, needs none."""
         if self.connection is not None:
             try:
-                self.connection.send(json.dumps(message).encode()[:MESSAGE_BYTES])
+                self.connection.send(control.dump(message))
             except OSError:
                 pass
 
     def let_go(self) -> None:
         """Close everything that is the client's."""
-        if self.source is not None:
-            self.source.forget()
-        for sink in self.sinks:
-            sink.close()
+        if self.streams is not None:
+            self.streams.close()
         for fd in self.fds:
             os.close(fd)
         self.fds = []
@@ -103,22 +112,14 @@ class Joined:
             if client.connection is not None:
                 poll.register(client.connection, select.POLLIN)
         for client in self._processes.values():
-            for sink in client.sinks:
-                if (fd := sink.fd()) is not None:
-                    poll.register(fd, select.POLLOUT)
-            if (source := _readable(client)) is not None:
-                poll.register(source, select.POLLIN)
+            if client.streams is not None:
+                client.streams.register(poll)
 
     def handle(self, ready: dict[int, int]) -> None:
         """Act on what `poll` said."""
         for client in list(self._processes.values()):
-            for sink in client.sinks:
-                if sink.fd() in ready:
-                    self._passed_on(sink, sink.flush())
-            source = _readable(client)
-            if source in ready and client.source is not None:
-                for frame in client.source.read():
-                    self._send(frame)
+            if client.streams is not None:
+                client.streams.handle(ready)
             self._finish(client)
         for client in list(self._clients):
             if client.connection is not None and client.connection.fileno() in ready:
@@ -128,13 +129,13 @@ class Joined:
         """Whether all that processes wrote is passed on; the guest has ended."""
         if self._give_up_at is None:
             self._give_up_at = time.monotonic() + _LAST_SECONDS
-        flowing = [c for c in self._processes.values() if any(s.fd() is not None for s in c.sinks)]
+        flowing = any(_flowing(client) for client in self._processes.values())
         return not flowing or time.monotonic() >= self._give_up_at
 
     def close(self) -> None:
         """The guest is gone."""
         for client in self._clients:
-            client.say(client.last or {"error": "the virtual machine has ended"})
+            client.say(client.last or Refused("the virtual machine has ended"))
             client.let_go()
 
     # -- clients -------------------------------------------------------------------------------
@@ -148,50 +149,52 @@ class Joined:
             if not data:
                 self._gone(client)
                 return
-            self._message(client, json.loads(data), fds)
+            self._order(client, control.load_order(data), fds)
         except BlockingIOError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            client.say({"error": f"bad request: {error}"})
+            client.say(Refused(f"bad request: {error}"))
             self._gone(client)
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _message(self, client: Client, message: Any, fds: list[int]) -> None:
-        if "stop" in message:
-            self._stop(max(0.0, float(message["stop"])))
-        elif "signal" in message:
-            self._signal(client, int(message["signal"]))
-        elif "resize" in message:
-            size = frames.SIZE.pack(*[int(number) for number in message["resize"]])
-            self._control(client, frames.RESIZE, size)
-        elif "exec" in message and not client.number:
-            self._exec(client, fds)
+    def _order(self, client: Client, order: Order, fds: list[int]) -> None:
+        match order:
+            case Stop(grace):
+                self._stop(grace)
+            case control.Signal(number):
+                self._signal(client, number)
+            case Resize(rows, columns):
+                self._control(client, frames.RESIZE, frames.SIZE.pack(rows, columns))
+            case Execute():
+                if not client.number:
+                    self._exec(client, fds)
 
     def _exec(self, client: Client, fds: list[int]) -> None:
         if len(fds) != _DESCRIPTORS:
             raise ValueError(f"{len(fds)} descriptors")
         free = [n for n in range(1, frames.PROCESSES) if n not in self._processes]
         if not free:
-            client.say({"error": f"{frames.PROCESSES - 1} processes have joined already"})
+            client.say(Refused(f"{frames.PROCESSES - 1} processes have joined already"))
             self._gone(client)
             return
-        request = Request.load(_read(fds[3]))
+        request = ExecRequest.load(_read(fds[3]))
         client.fds = [os.dup(fd) for fd in fds[:3]]
         client.number = free[0]
-        control = client.number * frames.STREAMS
-        client.source = Source(
+        first = client.number * frames.STREAMS
+        source = Source(
             client.fds[0] if request.read_stdin else _nothing(client),
             self._exchange,
             request.tty,
-            control + frames.STDIN,
+            first + frames.STDIN,
             self._window,
         )
-        client.sinks = (
-            Sink(control + frames.STDOUT, client.fds[1]),
-            Sink(control + frames.STDERR, client.fds[2]),
+        sinks = (
+            Sink(first + frames.STDOUT, client.fds[1]),
+            Sink(first + frames.STDERR, client.fds[2]),
         )
+        client.streams = ProcessStreams(source, sinks, self._send)
         self._processes[client.number] = client
         self._describe(client, request.job(self._job).dump())
 
@@ -213,9 +216,9 @@ class Joined:
         if self._processes.get(client.number) is client and client.last is None:
             self._signal(client, signal.SIGHUP)
             self._signal(client, signal.SIGCONT)
-            control = client.number * frames.STREAMS
+            first = client.number * frames.STREAMS
             for stream in (frames.STDIN, frames.STDOUT, frames.STDERR):
-                self._send(frames.encode(frames.CLOSED, control + stream))
+                self._send(frames.encode(frames.CLOSED, first + stream))
         client.let_go()
 
     def _signal(self, client: Client, number: int) -> None:
@@ -230,40 +233,22 @@ class Joined:
     def frame(self, kind: int, stream: int, payload: bytes) -> None:
         """A frame of a process that joined.  Raises FrameError for one that nobody started."""
         client = self._processes.get(stream // frames.STREAMS)
-        if client is None or client.source is None:
+        if client is None or client.streams is None:
             raise frames.FrameError(f"stream {stream} of a process that nobody started")
-        if kind == frames.DATA:
-            sink = self._sink(client, stream)
-            self._passed_on(sink, sink.add(payload))
-        elif kind == frames.CREDIT:
-            client.source.credit(frames.U32.unpack(payload)[0])
-        elif kind == frames.CHUNK_DONE and client.connection is not None:
-            client.source.chunk_done(payload.decode("ascii"))
-        elif kind == frames.CLOSED:
-            client.source.stop()
-        elif kind == frames.STARTED:
-            client.started = True
-            self._read_in(client)
-            client.say({"started": True})
-        elif kind == frames.STOPPED:
-            client.say({"stopped": True})
-        elif kind == frames.FAILED:
-            self._ended(client, {"error": str(json.loads(payload)["reason"])[:1000]})
-        elif kind == frames.EXIT:
-            outcome = Outcome(report=checked_report(json.loads(payload)))
-            self._ended(client, {"exit": exit_code(outcome), "complaint": complaint(outcome)})
-
-    def _sink(self, client: Client, stream: int) -> Sink:
-        for sink in client.sinks:
-            if sink.stream == stream:
-                return sink
-        raise frames.FrameError(f"data on stream {stream}")
-
-    def _passed_on(self, sink: Sink, count: int) -> None:
-        if sink.closed:
-            self._send(frames.encode(frames.CLOSED, sink.stream))
-        elif credit := sink.credit(count):
-            self._send(frames.encode(frames.CREDIT, sink.stream, frames.U32.pack(credit)))
+        if client.streams.frame(kind, stream, payload):
+            return
+        match kind:
+            case frames.STARTED:
+                client.streams.started = True
+                self._read_in(client)
+                client.say(Started())
+            case frames.STOPPED:
+                client.say(Stopped())
+            case frames.FAILED:
+                self._ended(client, Refused(str(json.loads(payload)["reason"])))
+            case frames.EXIT:
+                outcome = Outcome(report=checked_report(json.loads(payload)))
+                self._ended(client, Exited(exit_code(outcome), complaint(outcome)))
 
     def _read_in(self, client: Client) -> None:
         """The guest has read the description, which may hold secrets."""
@@ -271,16 +256,16 @@ class Joined:
             os.unlink(os.path.join(self._exchange, client.name))
             client.name = ""
 
-    def _ended(self, client: Client, last: dict[str, Any]) -> None:
+    def _ended(self, client: Client, last: Answer) -> None:
         self._read_in(client)
         client.last = last
-        if client.source is not None:
-            client.source.forget()
+        if client.streams is not None:
+            client.streams.ended()
         self._finish(client)
 
     def _finish(self, client: Client) -> None:
         """Say how the process ended once all that it wrote is passed on."""
-        if client.last is None or any(sink.fd() is not None for sink in client.sinks):
+        if client.last is None or _flowing(client):
             return
         self._processes.pop(client.number, None)
         client.say(client.last)
@@ -289,9 +274,8 @@ class Joined:
             self._clients.remove(client)
 
 
-def _readable(client: Client) -> int | None:
-    """The client's stdin, while its process takes more."""
-    return client.source.fd() if client.started and client.source is not None else None
+def _flowing(client: Client) -> bool:
+    return client.streams is not None and client.streams.flowing()
 
 
 def _nothing(client: Client) -> int:

@@ -14,15 +14,18 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apppot.guest.protocol import frames
 from apppot.host.channel.console import Console
 from apppot.host.channel.outcome import GuestFailed, Outcome, checked_report
-from apppot.host.channel.signals import ENDING, FORWARDED, OWN
+from apppot.host.channel.process import ProcessStreams
+from apppot.host.channel.signals import ENDING, CaughtSignals, JobControl
 from apppot.host.channel.streams import Sink, Source
 from apppot.host.common import terminal
 from apppot.host.common.errors import Aborted, UsageError
+from apppot.host.common.frozen import frozen
 from apppot.host.common.units import parse_duration
 from apppot.host.process.spawn import Child
 
@@ -45,6 +48,7 @@ _SILENCE_SECONDS = 1.5
 # Between the end of its channel and the end of its process.
 _LAST_WORDS_SECONDS = 2.0
 
+_SAID_IN_JSON = (frames.HELLO, frames.HEARTBEAT, frames.EXIT, frames.FAILED)
 # What reading a frame raises that is none: RecursionError is JSON's answer to deep nesting.
 _MALFORMED = (ValueError, KeyError, TypeError, OSError, struct.error, RecursionError)
 
@@ -60,122 +64,124 @@ def heartbeat_limit(env: Mapping[str, str] = os.environ) -> float:
         raise UsageError(f"${HEARTBEAT_VARIABLE}: {error.cause}", error.hint) from error
 
 
+@dataclass
+class Machine:
+    """The hypervisor's process, as the relay sees it; `channel` is our end of the guest's channel.
+
+    `is_stopped`: whether somebody has stopped it; `says`: its own word on its end, or nothing.
+    """
+
+    channel: int
+    process: Child
+    console: Console
+    is_stopped: Callable[[], bool]
+    says: Callable[[], str]
+
+
+@dataclass
+class Ends:
+    """The launcher's ends of the payload's streams, and its terminal where it shows one."""
+
+    source: Source
+    sinks: tuple[Sink, Sink]
+    tty: terminal.Terminal | None = None
+
+
+@frozen
+class Limits:
+    """Seconds: until the guest says HELLO, and for the payload (None: no limit)."""
+
+    hello: float
+    payload: float | None = None
+
+
+@frozen
+class HelperOutput:
+    """What the network helper prints: `prompt` once it is ready; no prompt: it is."""
+
+    fd: int | None = None
+    prompt: bytes = b""
+
+
+@frozen
+class Hooks:
+    """What the launcher does when its guest gets there.
+
+    With `hello` no payload is to run: the guest is ended when it returns.  `listener` is where
+    others ask for processes beside the payload; `join`, called when the first does, takes them.
+    `take_files` is called where files of the payload come back.
+    """
+
+    network_up: Callable[[], object] = bool
+    started: Callable[[], object] = bool
+    hello: Callable[[], object] | None = None
+    listener: socket.socket | None = None
+    join: Callable[[Relay], Joined] | None = None
+    take_files: Callable[[Relay], Returned] | None = None
+
+
 class Relay:
     """Runs one guest's channel.  `run` returns its Outcome or raises GuestFailed or Aborted."""
 
     def __init__(
-        self,
-        channel: int,
-        vm: Child,
-        console: Console,
-        source: Source,
-        sinks: tuple[Sink, Sink],
-        *,
-        tty: terminal.Terminal | None,
-        hello_timeout: float,
-        time_limit: float | None,
-        helper: int | None,
-        helper_prompt: bytes,
-        vm_is_stopped: Callable[[], bool],
-        machine_says: Callable[[], str],
-        on_network_up: Callable[[], object],
-        on_started: Callable[[], object] = bool,
-        on_hello: Callable[[], object] | None = None,
-        listener: socket.socket | None = None,
-        join: Callable[[Relay], Joined] | None = None,
-        take_files: Callable[[Relay], Returned] | None = None,
+        self, machine: Machine, ends: Ends, limits: Limits, helper: HelperOutput, hooks: Hooks
     ) -> None:
-        self._channel, self._vm, self._console = channel, vm, console
-        self._source, self._sinks, self._tty = source, sinks, tty
-        self._helper, self._vm_is_stopped = helper, vm_is_stopped
-        self._machine_says = machine_says
-        self._on_network_up, self._on_started = on_network_up, on_started
-        # Where no payload is to run: the guest is ended when it returns.
-        self._on_hello = on_hello
-        # Where others ask for processes beside the payload; loaded when the first one does.
-        self._listener, self._join = listener, join
+        self._machine, self._limits, self._hooks = machine, limits, hooks
+        self._channel, self._console = machine.channel, machine.console
+        self._streams = ProcessStreams(ends.source, ends.sinks, self.send)
+        self._control = JobControl(ends.tty, self._payload_signal, self._payload_size)
+        self._signals = CaughtSignals()
         self._joined: Joined | None = None
+        self.outcome = Outcome()
         # What the payload leaves, where its directory is not shared.
-        self.returned = None if take_files is None else take_files(self)
+        self.returned = None if hooks.take_files is None else hooks.take_files(self)
         self._returning = False
-        self._hello_timeout = hello_timeout
-        self._time_limit = time_limit
         self._decoder = frames.Decoder(frames.GUEST_TYPES)
         self._out = bytearray()
-        self._pending: list[int] = []
         self._gone = False
-        self._helper_said = b""
-        # What it prints when it is ready; nothing: it is.
-        self._helper_prompt = helper_prompt
-        self._started = False
+        self._helper, self._helper_prompt, self._helper_said = helper.fd, helper.prompt, b""
         self._kill_at: float | None = None
         self._give_up_at: float | None = None
         self._limit_at: float | None = None
         self._heard = self._turned = time.monotonic()
         self._heartbeat_limit = heartbeat_limit()
-        self.outcome = Outcome()
-        os.set_blocking(channel, False)
+        os.set_blocking(machine.channel, False)
 
     # -- life --------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Carry everything until the guest has said EXIT and its output is passed on."""
-        wake, restore = self._catch_signals()
         try:
-            while not self._finished():
-                self._turn(wake)
+            with self._signals:
+                while not self._finished():
+                    self._turn()
             return self.outcome
         finally:
-            restore()
             if self._joined is not None:
                 self._joined.close()
             if self.returned is not None:
                 self.returned.close()
 
     def _finished(self) -> bool:
-        if not self.outcome.report or any(sink.fd() is not None for sink in self._sinks):
+        if not self.outcome.report or self._streams.flowing():
             return False
         return self._joined is None or self._joined.finished()
 
-    def _catch_signals(self) -> tuple[int, Callable[[], None]]:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        old = {}
-        for number in (*FORWARDED, *OWN):
-            if signal.getsignal(number) is not signal.SIG_IGN or number in OWN:
-                old[number] = signal.signal(number, lambda number, _: self._pending.append(number))
-        old_wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-
-        def restore() -> None:
-            signal.set_wakeup_fd(old_wakeup)
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            os.close(read)
-            os.close(write)
-
-        return read, restore
-
-    def _turn(self, wake: int) -> None:
+    def _turn(self) -> None:
         poll = select.poll()
-        poll.register(wake, select.POLLIN)
+        poll.register(self._signals.fd, select.POLLIN)
         if not self._gone:
             poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._out else 0))
         if self._console.fd is not None:
             poll.register(self._console.fd, select.POLLIN)
         if self._helper is not None:
             poll.register(self._helper, select.POLLIN)
-        source = self._source.fd() if self._started else None
-        if source is not None:
-            poll.register(source, select.POLLIN)
-        for sink in self._sinks:
-            if (fd := sink.fd()) is not None:
-                poll.register(fd, select.POLLOUT)
-        if self._listener is not None and self._started:
-            poll.register(self._listener, select.POLLIN)
+        self._streams.register(poll)
+        if self._hooks.listener is not None and self._streams.started:
+            poll.register(self._hooks.listener, select.POLLIN)
         if self._joined is not None:
             self._joined.register(poll)
-        self._handle(dict(poll.poll(1000)), wake, source)
+        self._handle(dict(poll.poll(1000)))
         self._forgive()
         if not self.outcome.report:
             self._watch()
@@ -190,34 +196,28 @@ class Relay:
             self._heard = now
         self._turned = now
 
-    def _handle(self, ready: dict[int, int], wake: int, source: int | None) -> None:
-        if wake in ready:
-            os.read(wake, 4096)
-        while self._pending:
-            self._signal(self._pending.pop(0))
+    def _handle(self, ready: dict[int, int]) -> None:
+        for number in self._signals.take():
+            self._signal(number)
         if self._console.fd in ready:
             self._console.pump()
         if self._helper is not None and self._helper in ready:
             self._hear_helper()
+        # Before the channel, which may let a stream flow that was not waited for.
+        self._streams.handle(ready)
         if self._channel in ready:
             self._channel_ready(ready[self._channel])
-        if source is not None and source in ready and self._source.fd() is not None:
-            for frame in self._source.read():
-                self.send(frame)
-        for sink in self._sinks:
-            if sink.fd() in ready:
-                self._passed_on(sink, sink.flush())
-        if self._listener is not None and self._listener.fileno() in ready:
-            self._welcome()
+        listener = self._hooks.listener
+        if listener is not None and listener.fileno() in ready:
+            self._welcome(listener)
         if self._joined is not None:
             self._joined.handle(ready)
 
-    def _welcome(self) -> None:
-        assert self._listener is not None
-        if self._joined is None and self._join is not None:
-            self._joined = self._join(self)
+    def _welcome(self, listener: socket.socket) -> None:
+        if self._joined is None and self._hooks.join is not None:
+            self._joined = self._hooks.join(self)
         if self._joined is not None:
-            self._joined.accept(self._listener)
+            self._joined.accept(listener)
 
     # -- channel -----------------------------------------------------------------------------
 
@@ -270,59 +270,54 @@ class Relay:
             if self._joined is None:
                 raise frames.FrameError(f"stream {stream} of a process that nobody started")
             self._joined.frame(kind, stream, payload)
-        elif kind == frames.DATA:
-            sink = self._sink(stream)
-            self._passed_on(sink, sink.add(payload))
-        elif kind == frames.HEARTBEAT:
-            self.outcome.vital_signs = json.loads(payload)
-        elif kind == frames.CREDIT:
-            self._source.credit(frames.U32.unpack(payload)[0])
-        elif kind == frames.CHUNK_DONE:
-            self._source.chunk_done(payload.decode("ascii"))
-        elif kind == frames.CLOSED:
-            self._source.stop()
-        elif kind == frames.HELLO:
-            self._hello(json.loads(payload))
-        elif kind == frames.STOPPED:
-            self._stopped()
-        elif kind == frames.NETWORK_UP:
-            self._on_network_up()
-            self.send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
-        elif kind == frames.STARTED:
-            self._mark("payload")
-            self._started = True
-            # Not from GO: the files of the job directory may have to come first.
-            if self._time_limit is not None:
-                self._limit_at = time.monotonic() + self._time_limit
-            self._on_started()
-        elif kind == frames.RETURNING:
-            if self.returned is None:
-                raise frames.FrameError("a guest returns what nobody asked for")
-            # The payload has ended: its time limit does not count any more.
-            self._mark("payload ended")
-            self._returning = True
-            self._limit_at = self._kill_at = self._give_up_at = None
-        elif kind == frames.EXIT:
-            self._mark("exit")
-            report = checked_report(json.loads(payload))
-            if self.returned is not None:
-                self.returned.finish(report.get("outputs"))
-            self.send(frames.encode(frames.BYE))
-            self.outcome.report = report
-        elif kind == frames.FAILED:
-            failure = json.loads(payload)
-            raise GuestFailed(f"step {failure['step']!r} failed in the guest: {failure['reason']}")
+        elif not self._streams.frame(kind, stream, payload):
+            said = json.loads(payload) if kind in _SAID_IN_JSON else None
+            self._said(kind, said)
 
-    def _sink(self, stream: int) -> Sink:
-        if stream not in (frames.STDOUT, frames.STDERR):
-            raise frames.FrameError(f"data on stream {stream}")
-        return self._sinks[stream - frames.STDOUT]
+    def _said(self, kind: int, said: Any) -> None:
+        """A frame about the guest or its payload; `said` is its JSON, where it has some."""
+        match kind:
+            case frames.HELLO:
+                self._hello(said)
+            case frames.HEARTBEAT:
+                self.outcome.vital_signs = said
+            case frames.NETWORK_UP:
+                self._hooks.network_up()
+                self.send(frames.encode(frames.GO, payload=b'{"version": %d}' % frames.VERSION))
+            case frames.STARTED:
+                self._payload_started()
+            case frames.STOPPED:
+                self._control.stopped()
+            case frames.RETURNING:
+                self._payload_ended()
+            case frames.EXIT:
+                self._exit(checked_report(said))
+            case frames.FAILED:
+                reason = f"step {said['step']!r} failed in the guest: {said['reason']}"
+                raise GuestFailed(reason)
 
-    def _passed_on(self, sink: Sink, count: int) -> None:
-        if sink.closed:
-            self.send(frames.encode(frames.CLOSED, sink.stream))
-        elif credit := sink.credit(count):
-            self.send(frames.encode(frames.CREDIT, sink.stream, frames.U32.pack(credit)))
+    def _payload_started(self) -> None:
+        self._mark("payload")
+        self._streams.started = True
+        # Not from GO: the files of the job directory may have to come first.
+        if self._limits.payload is not None:
+            self._limit_at = time.monotonic() + self._limits.payload
+        self._hooks.started()
+
+    def _payload_ended(self) -> None:
+        """What it left comes back now: its time limit does not count any more."""
+        if self.returned is None:
+            raise frames.FrameError("a guest returns what nobody asked for")
+        self._mark("payload ended")
+        self._returning = True
+        self._limit_at = self._kill_at = self._give_up_at = None
+
+    def _exit(self, report: dict[str, Any]) -> None:
+        self._mark("exit")
+        if self.returned is not None:
+            self.returned.finish(report.get("outputs"))
+        self.send(frames.encode(frames.BYE))
+        self.outcome.report = report
 
     def _mark(self, what: str) -> None:
         self.outcome.marks.append((what, time.monotonic()))
@@ -334,8 +329,8 @@ class Relay:
             )
         self._mark("hello")
         self.outcome.hello = hello
-        if self._on_hello is not None:
-            self._on_hello()
+        if self._hooks.hello is not None:
+            self._hooks.hello()
             self.outcome.report = {"status": 0}
         elif not self._helper_prompt:
             self._go()
@@ -369,53 +364,27 @@ class Relay:
     # -- signals and time --------------------------------------------------------------------
 
     def _signal(self, number: int) -> None:
-        if number == signal.SIGWINCH:
-            self._resize()
-        elif number == signal.SIGTSTP:
-            self._stop()
-        elif number == signal.SIGCONT:
-            # The shell has the terminal as it likes it while we are stopped.
-            if self._tty is not None:
-                self._tty.raw()
-                self._resize()
+        if number == signal.SIGCONT:
             self._heard = time.monotonic()
-            self._payload_signal(signal.SIGCONT)
-        elif not self._started or (self._returning and number in ENDING):
+        if self._control.take(number):
+            return
+        if not self._streams.started or (self._returning and number in ENDING):
             raise Aborted(number)
-        else:
-            self._payload_signal(number)
+        self._payload_signal(number)
 
     def _payload_signal(self, number: int) -> None:
         self.send(frames.encode(frames.SIGNAL, payload=frames.U32.pack(number)))
 
-    def _resize(self) -> None:
-        if self._tty is not None:
-            rows, columns = terminal.size(self._tty.fd)
-            self.send(frames.encode(frames.RESIZE, payload=frames.SIZE.pack(rows, columns)))
-
-    def _stop(self) -> None:
-        """SIGTSTP: stop the payload, then the launcher; `fg` continues both."""
-        if self._tty is not None:
-            # It may have other plans for this signal; when it stops, the guest says so.
-            self._payload_signal(signal.SIGTSTP)
-            return
-        # SIGTSTP would be ignored: the payload leads a session that nobody in the guest watches.
-        self._payload_signal(signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    def _stopped(self) -> None:
-        """Ctrl-Z on a terminal has stopped the payload: the launcher follows."""
-        if self._tty is not None:
-            self._tty.restore()
-        os.kill(os.getpid(), signal.SIGSTOP)
+    def _payload_size(self, rows: int, columns: int) -> None:
+        self.send(frames.encode(frames.RESIZE, payload=frames.SIZE.pack(rows, columns)))
 
     def _watch(self) -> None:
         """What is due by time: HELLO, heartbeat, time limit."""
         now = time.monotonic()
-        limit = self._heartbeat_limit if self.outcome.hello else self._hello_timeout
+        limit = self._heartbeat_limit if self.outcome.hello else self._limits.hello
         # Asked at each turn of a silence, so that one who has just been continued has the whole
         # limit to speak again.
-        if now - self._heard > _SILENCE_SECONDS and self._vm_is_stopped():
+        if now - self._heard > _SILENCE_SECONDS and self._machine.is_stopped():
             self._heard = now
         if now - self._heard > limit:
             what = "sent no heartbeat" if self.outcome.hello else "did not say HELLO"
@@ -426,7 +395,7 @@ class Relay:
     def stop(self, grace: float) -> None:
         """End the payload: SIGTERM now, after `grace` seconds SIGKILL."""
         if self._returning:
-            self._pending.append(signal.SIGTERM)
+            self._signals.add(signal.SIGTERM)
             return
         self._payload_signal(signal.SIGTERM)
         self._payload_signal(signal.SIGCONT)
@@ -435,14 +404,14 @@ class Relay:
     def _last_words(self) -> str:
         """How the virtual machine ended; takes the rest of its console."""
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
-        while not self._vm.ended() and time.monotonic() < deadline:
+        while not self._machine.process.ended() and time.monotonic() < deadline:
             time.sleep(0.005)
         self._console.pump()
-        return f"{self._vm.how()} and reported no status of the payload{self._why()}"
+        return f"{self._machine.process.how()} and reported no status of the payload{self._why()}"
 
     def _why(self) -> str:
         """What the hypervisor itself knows of the end, as the rest of a sentence."""
-        said = self._machine_says()
+        said = self._machine.says()
         return f"; {said}" if said else ""
 
     def _time_is_up(self, now: float) -> None:

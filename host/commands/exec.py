@@ -7,19 +7,16 @@ here is to pass on signals and the terminal's size, and to return the command's 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import select
-import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from apppot.host.channel.control import ExecRequest, Order
     from apppot.host.common.terminal import Terminal
     from apppot.host.runs.records import RunRecord
-
-_OWN = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     with records.connect(record) as connection:
         tty = terminal.Terminal(0) if request.tty and terminal.is_terminal(0) else None
         client = _Client(connection, record, tty)
-        client.ask(request.dump())
+        client.ask(request)
         try:
             return client.serve()
         finally:
@@ -59,8 +56,8 @@ def main(args: argparse.Namespace) -> int:
                 tty.restore()
 
 
-def _request(args: argparse.Namespace) -> Any:
-    from apppot.host.channel.control import Request
+def _request(args: argparse.Namespace) -> ExecRequest:
+    from apppot.host.channel.control import ExecRequest
     from apppot.host.commands.options import command, environment
     from apppot.host.common import terminal
     from apppot.host.config.caller import Caller
@@ -71,7 +68,7 @@ def _request(args: argparse.Namespace) -> Any:
     tty = caller.wants_terminal(args.tty, stdin=not args.no_stdin, shell=False)
     if tty and b"TERM" in os.environb:
         env.setdefault(b"TERM", os.environb[b"TERM"])
-    return Request(
+    return ExecRequest(
         argv=command(args.argv),
         env=env,
         cwd=None if args.workdir is None else os.fsencode(args.workdir),
@@ -87,96 +84,75 @@ class _Client:
     """Our end of the connection."""
 
     def __init__(self, connection: socket.socket, record: RunRecord, tty: Terminal | None) -> None:
-        self._connection, self._record, self._tty = connection, record, tty
-        self._pending: list[int] = []
+        from apppot.host.channel import control
+        from apppot.host.channel.signals import JobControl
 
-    def ask(self, request: bytes) -> None:
+        self._connection, self._record = connection, record
+        self._control = JobControl(
+            tty,
+            lambda number: self._say(control.Signal(number)),
+            lambda rows, columns: self._say(control.Resize(rows, columns)),
+        )
+
+    def ask(self, request: ExecRequest) -> None:
         """Send what is to be started, and our descriptors."""
+        from apppot.host.channel import control
+
         file = os.memfd_create("request", os.MFD_CLOEXEC)
         with open(file, "wb", closefd=False) as writer:
-            writer.write(request)
-        socket.send_fds(self._connection, [b'{"exec": 1}'], [0, 1, 2, file])
+            writer.write(request.dump())
+        socket.send_fds(self._connection, [control.dump(control.Execute())], [0, 1, 2, file])
         os.close(file)
 
     def serve(self) -> int:
         """Pass signals on until the command has ended; its status.  Raises RunError."""
-        wake = self._catch_signals()
-        while True:
-            poll = select.poll()
-            poll.register(wake, select.POLLIN)
-            poll.register(self._connection, select.POLLIN)
-            ready = dict(poll.poll())
-            if wake in ready:
-                os.read(wake, 4096)
-            while self._pending:
-                self._signal(self._pending.pop(0))
-            if self._connection.fileno() in ready:
-                status = self._hear()
-                if status is not None:
-                    return status
+        from apppot.host.channel.signals import CaughtSignals
+
+        with CaughtSignals() as signals:
+            while True:
+                poll = select.poll()
+                poll.register(signals.fd, select.POLLIN)
+                poll.register(self._connection, select.POLLIN)
+                ready = dict(poll.poll())
+                for number in signals.take():
+                    self._signal(number)
+                if self._connection.fileno() in ready:
+                    status = self._hear()
+                    if status is not None:
+                        return status
 
     def _hear(self) -> int | None:
-        from apppot.host.channel.control import MESSAGE_BYTES
+        from apppot.host.channel import control
         from apppot.host.runs.records import RunError
 
         try:
-            data = self._connection.recv(MESSAGE_BYTES)
+            data = self._connection.recv(control.MESSAGE_BYTES)
         except ConnectionError:
             data = b""
-        message = json.loads(data or b'{"error": "its launcher is gone"}')
-        if "error" in message:
-            raise RunError(f"run {self._record.name}: {message['error']}")
-        if "exit" in message:
-            if message["complaint"]:
-                sys.stderr.write(f"apppot: {message['complaint']}\n")
-            return int(message["exit"])
-        if "started" in message and self._tty is not None:
-            self._tty.raw()
-            self._resize()
-        if "stopped" in message:
-            self._stop()
+        gone = control.Refused("its launcher is gone")
+        match control.load_answer(data) if data else gone:
+            case control.Refused(reason):
+                raise RunError(f"run {self._record.name}: {reason}")
+            case control.Exited(status, complaint):
+                if complaint:
+                    sys.stderr.write(f"apppot: {complaint}\n")
+                return status
+            case control.Started():
+                self._control.show()
+            case control.Stopped():
+                self._control.stopped()
         return None
 
-    def _catch_signals(self) -> int:
-        from apppot.host.channel.signals import FORWARDED
-
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        for number in (*FORWARDED, *_OWN):
-            if signal.getsignal(number) is not signal.SIG_IGN or number in _OWN:
-                signal.signal(number, lambda number, _: self._pending.append(number))
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        return read
-
     def _signal(self, number: int) -> None:
-        if number == signal.SIGWINCH:
-            self._resize()
-        elif number == signal.SIGTSTP and self._tty is None:
-            self._say({"signal": int(signal.SIGSTOP)})
-            self._stop()
-        elif number == signal.SIGCONT:
-            if self._tty is not None:
-                self._tty.raw()
-                self._resize()
-            self._say({"signal": number})
-        else:
-            self._say({"signal": number})
+        from apppot.host.channel import control
 
-    def _stop(self) -> None:
-        """The command has stopped: so do we."""
-        if self._tty is not None:
-            self._tty.restore()
-        os.kill(os.getpid(), signal.SIGSTOP)
+        if not self._control.take(number):
+            self._say(control.Signal(number))
 
-    def _resize(self) -> None:
-        from apppot.host.common import terminal
+    def _say(self, order: Order) -> None:
+        from apppot.host.channel import control
 
-        if self._tty is not None:
-            self._say({"resize": terminal.size(self._tty.fd)})
-
-    def _say(self, message: dict[str, Any]) -> None:
         try:
-            self._connection.send(json.dumps(message).encode())
+            self._connection.send(control.dump(order))
         except OSError:  # it has ended; what it said last is still to be read
             pass

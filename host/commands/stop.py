@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -46,6 +45,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _ask(record: RunRecord, grace: float, stack: contextlib.ExitStack) -> None:
     """SIGTERM for the payload, SIGKILL after `grace` seconds; one that has ended needs none."""
+    from apppot.host.channel import control
     from apppot.host.runs import records as runs
 
     match runs.state(record):
@@ -55,7 +55,7 @@ def _ask(record: RunRecord, grace: float, stack: contextlib.ExitStack) -> None:
             with contextlib.suppress(runs.RunError, OSError):
                 connection = stack.enter_context(runs.connect(record))
                 connection.setblocking(False)
-                connection.send(json.dumps({"stop": grace}).encode())
+                connection.send(control.dump(control.Stop(grace)))
         case runs.RunState.ELSEWHERE:
             runs.connect(record)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from apppot.host.channel.relay import HelperOutput
 from apppot.host.common.frozen import frozen
 from apppot.host.confinement.sandbox import Shown
 from apppot.host.hypervisor.base import Hypervisor
@@ -79,13 +80,11 @@ def once_connected(plan: LaunchPlan, helper: Helper, net: str) -> Callable[[], o
 class Helper:
     """The network helper that was started, or none.
 
-    `output` is the descriptor with what it prints, `prompt` what stands there once it is ready
-    (empty: it is), `wire` its end for a hypervisor that takes one.  `slirp` is slirp4netns, and the
-    descriptor that says when it has taken the guest's connection.
+    `wire` is its end for a hypervisor that takes one.  `slirp` is slirp4netns, and the descriptor
+    that says when it has taken the guest's connection.
     """
 
-    output: int | None = None
-    prompt: bytes = b""
+    output: HelperOutput = HelperOutput()
     wire: socket.socket | None = None
     slirp: tuple[Child, int] | None = None
 
@@ -106,15 +105,15 @@ def start_network(plan: LaunchPlan, rundir: RunDir, stack: contextlib.ExitStack)
         )
         stack.callback(child.kill)
         stack.callback(wire.close)
-        return Helper(output, wire=wire)
+        return Helper(HelperOutput(output), wire)
     child, output, connected = slirp.start(helper.program, sandbox, "net", rundir.ends_with_us)
     stack.callback(child.kill)
     stack.callback(os.close, connected)
     if not helper.by_descriptor:
-        return Helper(output, slirp.READY, slirp=(child, connected))
+        return Helper(HelperOutput(output, slirp.READY), slirp=(child, connected))
     wire = slirp.connect(output, place)
     stack.callback(wire.close)
-    return Helper(output, wire=wire, slirp=(child, connected))
+    return Helper(HelperOutput(output), wire, (child, connected))
 
 
 def start_file_servers(

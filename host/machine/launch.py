@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from apppot.host.channel.console import Console
 from apppot.host.channel.outcome import GuestFailed, exit_code
-from apppot.host.channel.relay import Relay
+from apppot.host.channel.relay import Ends, Hooks, Limits, Machine, Relay
 from apppot.host.channel.streams import Sink, Source
 from apppot.host.common import terminal
 from apppot.host.common.errors import (
@@ -28,7 +28,6 @@ from apppot.host.images.workspace import hold
 from apppot.host.machine.disks import check_file_size, disk_files, write_drive
 from apppot.host.machine.failure import explained
 from apppot.host.machine.helpers import (
-    Helper,
     connect_monitor,
     monitor_sockets,
     once_connected,
@@ -136,11 +135,17 @@ def _start(
     if orders is not None and monitor is not None:
         monitor.close()
         record.monitor = connect_monitor(orders) if start is None else start.attach(orders)
-    relay = _relay(
-        *(record, ours.fileno(), vm, exchange, tty, helper, recorder, listener),
-        on_network_up,
-        None if start is None else start.hello,
+    hooks = Hooks(
+        network_up=on_network_up,
+        started=bool if recorder is None else recorder.started,
+        hello=None if start is None else start.hello,
+        listener=listener,
+        join=partial(_joined, record, exchange),
+        take_files=None if plan.returned is None else partial(_returned, plan.returned),
     )
+    machine = _machine(record, ours.fileno(), vm, record.console)
+    limits = Limits(plan.hello_timeout, plan.time_limit)
+    relay = Relay(machine, _ends(plan, exchange, tty), limits, helper.output, hooks)
     if start is not None:
         relay.send(start.first)
     return relay
@@ -153,41 +158,20 @@ def _hold_images(plan: LaunchPlan, stack: contextlib.ExitStack) -> None:
             stack.callback(os.close, hold(item.source))
 
 
-def _relay(
-    record: Run,
-    channel: int,
-    vm: Child,
-    exchange: str | None,
-    tty: terminal.Terminal | None,
-    helper: Helper,
-    recorder: RecordKeeper | None,
-    listener: socket.socket | None,
-    on_network_up: Callable[[], object],
-    on_hello: Callable[[], None] | None,
-) -> Relay:
-    assert record.console is not None
-    plan = record.plan
-    stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if not plan.read_stdin else 0
-    return Relay(
+def _machine(record: Run, channel: int, vm: Child, console: Console) -> Machine:
+    return Machine(
         channel,
         vm,
-        record.console,
-        Source(stdin, exchange, plan.job.tty, window=plan.hypervisor.window),
-        (Sink(2, 1), Sink(3, 2)),
-        tty=tty,
-        hello_timeout=plan.hello_timeout,
-        time_limit=plan.time_limit,
-        helper=helper.output,
-        helper_prompt=helper.prompt,
-        vm_is_stopped=lambda: any_stopped(vm.pid),
-        machine_says=lambda: "" if record.monitor is None else record.monitor.account(),
-        on_network_up=on_network_up,
-        on_started=bool if recorder is None else recorder.started,
-        on_hello=on_hello,
-        listener=listener,
-        join=lambda relay: _joined(record, exchange, relay),
-        take_files=None if plan.returned is None else partial(_returned, plan.returned),
+        console,
+        is_stopped=lambda: any_stopped(vm.pid),
+        says=lambda: "" if record.monitor is None else record.monitor.account(),
     )
+
+
+def _ends(plan: LaunchPlan, exchange: str | None, tty: terminal.Terminal | None) -> Ends:
+    stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if not plan.read_stdin else 0
+    source = Source(stdin, exchange, plan.job.tty, window=plan.hypervisor.window)
+    return Ends(source, (Sink(2, 1), Sink(3, 2)), tty)
 
 
 def _returned(directory: str, relay: Relay) -> Returned:

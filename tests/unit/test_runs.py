@@ -13,7 +13,7 @@ import psutil
 import pytest
 from apppot.guest.protocol.job import Job
 from apppot.host import cli
-from apppot.host.channel.control import Request
+from apppot.host.channel.control import ExecRequest
 from apppot.host.common.errors import ApppotError, UsageError
 from apppot.host.common.host import boot_id
 from apppot.host.runs import records
@@ -225,17 +225,17 @@ _BYTES = st.binary(max_size=20)
 def test_requests_carry_any_bytes(
     argv: list[bytes], env: dict[bytes, bytes], cwd: bytes | None
 ) -> None:
-    request = Request(tuple(argv), env, cwd, "root", True, False, 10, 20)
-    assert Request.load(request.dump()) == request
+    request = ExecRequest(tuple(argv), env, cwd, "root", True, False, 10, 20)
+    assert ExecRequest.load(request.dump()) == request
 
 
 def test_a_request_is_the_payloads_job_but_for_what_it_says() -> None:
     payload = Job(argv=[b"main"], env={b"A": b"1", b"B": b"2"}, cwd=b"/x", umask=0o27, uid=7)
     payload.job_dir, payload.closed = b"job", [0]
-    job = Request((b"ls",), {b"B": b"3"}).job(payload)
+    job = ExecRequest((b"ls",), {b"B": b"3"}).job(payload)
     assert (job.argv, job.env, job.cwd) == ([b"ls"], {b"A": b"1", b"B": b"3"}, b"/x")
     assert (job.umask, job.uid, job.user, job.closed) == (0o27, 7, "user", [])
-    other = Request((), {}, cwd=b"sub", user="root", tty=True).job(payload)
+    other = ExecRequest((), {}, cwd=b"sub", user="root", tty=True).job(payload)
     assert (other.cwd, other.user, other.tty) == (b"/home/user/job/sub", "root", True)
     assert other.env[b"TERM"] == b"linux"
 
