@@ -29,9 +29,9 @@ main()
 ROOMS = {
     "": "cli",
     "capabilities": "capabilities memory",
-    "channel": "console outcome relay signals streams",
+    "channel": "console outcome process relay signals streams",
     "commands": "options parser run table",
-    "common": "errors files frozen host paths terminal units",
+    "common": "errors files frozen host locks paths terminal units",
     "config": "allocation caller settings",
     "confinement": "bubblewrap sandbox",
     "hypervisor": "base choice launchplan qemu uml verdicts xen",
