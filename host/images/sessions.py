@@ -6,7 +6,6 @@ it belongs to.  Whoever uses it holds a lock; what a crash left is mended by the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from apppot.host.common import locks, unfinished
 from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.paths import data_home
 from apppot.host.common.units import timestamp
 
@@ -73,15 +73,15 @@ def find(name: str) -> Session | None:
     """The session of that name, if there is one.  Raises SessionError where it is damaged."""
     check_name(name)
     path = os.path.join(home(), name, "session.json")
+    value = read_json(path, _VERSION)
+    if value is None:
+        if not os.path.exists(path):
+            return None
+        raise _damaged(name, "its record cannot be read, or another version of AppPot made it")
+    del value["version"]
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-        if value.pop("version") != _VERSION:
-            raise ValueError("another version of AppPot made it")
         session = Session(**{**value, "changes": tuple(value["changes"])})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError) as error:
         raise _damaged(name, f"{error}") from error
     if not os.path.exists(session.disk):
         raise _damaged(name, "its disk is gone")
@@ -165,10 +165,7 @@ def _fill(making: str, session: Session, size: int) -> None:
         os.truncate(fd, size)
     finally:
         os.close(fd)
-    with open(os.path.join(making, "session.json"), "w", encoding="utf-8") as file:
-        json.dump({"version": _VERSION, **asdict(session)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(os.path.join(making, "session.json"), asdict(session), version=_VERSION)
 
 
 def resize(session: Session, size: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apppot.host.common.errors import BuildError
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.paths import cache_home, pot_home
 from apppot.host.common.progress import Progress
 from apppot.host.pot import store
@@ -26,7 +27,6 @@ from apppot.host.pot.recipes import (
     load_source,
     lost_options,
 )
-from apppot.host.pot.state import read_json, write_json
 from apppot.host.process.run import ToolError, run, run_lines
 
 # Fixed, so that the same source gives the same kernel.

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from apppot.host.common.errors import PotError
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.paths import cache_home, pot_home
-from apppot.host.pot.state import read_json, write_json
 
 MANIFEST = "pot.json"
 # Kernel as the user calls it -> its kind, which is its key in the manifest and its folder.
