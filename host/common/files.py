@@ -123,16 +123,20 @@ def listdir(path: str) -> list[str]:
         return []
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data` into a pipe or file."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of `data` into a pipe or file; a disk that is just filling up takes a part first.
+
+    Raises OSError.
+    """
+    done = 0
+    with memoryview(data) as view:
+        while done < len(view):
+            done += os.write(descriptor, view[done:])
 
 
-def pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
-    """Write all of `data` into a file at `offset`."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def pwrite_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` into a file at `offset`.  Raises OSError."""
+    done = 0
+    with memoryview(data) as view:
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from apppot.host.common import unfinished
-from apppot.host.common.files import read_json, sync, write_json
+from apppot.host.common.files import read_json, sync, write_all, write_json
 from apppot.host.common.paths import cache_home
 from apppot.host.common.units import timestamp
 from apppot.host.warm import stub
-from apppot.host.warm.memory import Extents, pack, write_all
+from apppot.host.warm.memory import Extents, pack
 
 _VERSION = 1
 # Machines that are kept; of more, those go that were used longest ago.
