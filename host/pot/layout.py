@@ -226,6 +226,13 @@ def _keep(path: str, value: dict[str, object]) -> None:
         write_json(path, value)
 
 
+def parse_lpj(console: str) -> int | None:
+    """The calibrated loops per jiffy that a kernel printed; None where it did not."""
+    # "… BogoMIPS (lpj=29138944)"; without `re`, which the launcher does not have.
+    number, end, _ = console.partition(" BogoMIPS (lpj=")[2].partition(")")
+    return int(number) if end and number.isdecimal() else None
+
+
 def lpj_for(kernel: Kernel) -> int | None:
     """Loops per jiffy as measured for this kernel on this machine; None: not measured yet."""
     facts = read_json(_lpj_path(kernel.digest))

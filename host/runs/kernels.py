@@ -24,10 +24,9 @@ def learn_calibration(record: Run) -> None:
         return
     from apppot.host.pot import layout
 
-    _, found, rest = record.console.text().partition("(lpj=")
-    number = rest.partition(")")[0]
-    if found and number.isdigit():
-        layout.remember_lpj(kernel.digest, int(number))
+    value = layout.parse_lpj(record.console.text())
+    if value is not None:
+        layout.remember_lpj(kernel.digest, value)
 
 
 def uml_kernel(settings: Mapping[str, Any], able: Capabilities) -> tuple[KernelChoice, str | None]:
