@@ -140,7 +140,7 @@ def create(
     """
     check_name(name)
     if size < _LEAST_SIZE:
-        raise UsageError(f"a session of {size >> 20} MB is too small", "64M or more")
+        raise UsageError(f"a session of {size >> 20} MiB is too small", "64M or more")
     session = Session(name, image, base, timestamp(), changes)
     try:
         os.makedirs(home(), mode=0o700, exist_ok=True)
@@ -172,7 +172,7 @@ def resize(session: Session, size: int) -> None:
     """Let it grow to `size` bytes; its file system follows at the next use."""
     if size < session.size():
         raise UsageError(
-            f"session {session.name} has {session.size() >> 20} MB and cannot become smaller",
+            f"session {session.name} has {session.size() >> 20} MiB and cannot become smaller",
             "save its changes and begin a new one",
         )
     with held(session):

@@ -79,7 +79,7 @@ def run_directory(
     place, warning = memory_place(needs.temporary)
     if place is None:
         raise HypervisorError(
-            f"no place for {plan.memory >> 20} MB of guest memory: /dev/shm and the temporary "
+            f"no place for {plan.memory >> 20} MiB of guest memory: /dev/shm and the temporary "
             "directories are full or mounted noexec",
             "install bubblewrap, or set TMPDIR to a directory that allows exec and has room",
         )

@@ -27,7 +27,7 @@ def make_plan(
     memory: int = settings["memory"].value
     if memory < _LEAST_MEMORY:
         raise UsageError(
-            f"{memory >> 20} MB of memory are too little for a guest", "ask for 64M or more: --mem"
+            f"{memory >> 20} MiB of memory are too little for a guest", "ask for 64M or more: --mem"
         )
     network, warnings = _network(settings["network"], request, ground)
     disks, shown, layers = _file_systems(request, hidden_of_host(caller.env), ground)

@@ -53,7 +53,7 @@ def check_boots(kernel: Kernel) -> None:
     """Raise BuildError unless the kernel boots as far as looking for its root."""
     console = boot_console(kernel.path, *seccomp_words(kernel))
     if NO_ROOT not in console:
-        hint = "is /dev/shm (or $TMPDIR) mounted with exec and has it 128 MB free?"
+        hint = "is /dev/shm (or $TMPDIR) mounted with exec and has it 128 MiB free?"
         raise BuildError(f"the kernel does not boot; it said last\n    {_tail(console)}", hint)
 
 

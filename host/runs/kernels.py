@@ -96,6 +96,6 @@ def _warn_of_mappings(memory: int, max_map_count: int) -> None:
     if memory > max_map_count * _PAGE:
         sys.stderr.write(
             f"apppot: warning: this kernel may hang once a program has touched "
-            f"{max_map_count * _PAGE >> 20} MB in random order: vm.max_map_count is "
+            f"{max_map_count * _PAGE >> 20} MiB in random order: vm.max_map_count is "
             f"{max_map_count}\n  remedy: `apppot kernel build`, or less memory (--mem)\n"
         )
