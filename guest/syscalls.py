@@ -1,4 +1,4 @@
-"""System calls that Python has no name for.
+"""System calls that Python has no name for, and write(2) to the end.
 
 Every function raises OSError with the call's name and argument; numbers and structures are
 those of Linux on x86-64 (include/uapi).
@@ -103,6 +103,13 @@ def _check(result: int, what: str) -> int:
 
 def _bytes(value: str | bytes | None) -> bytes | None:
     return os.fsencode(value) if value is not None else None
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """write(2), until all of `data` is written."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def mount(

@@ -321,7 +321,7 @@ class Extraction:
                     raise Damaged(f"the sparse file {path!a} is damaged")
                 file.seek(start)
                 for data in self._source.data(length):
-                    _write_all(file.fileno(), data)
+                    syscalls.write_all(file.fileno(), data)
                 done = start + length
             file.truncate(member.size)
 
@@ -411,12 +411,6 @@ def _make_device(member: Member, path: str) -> None:
         raise Damaged(f"the device {path!a} has the numbers 0:0, which overlays use for removals")
     device = os.makedev(member.devmajor, member.devminor)
     os.mknod(path, _SPECIAL[member.type] | 0o600, device)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _move_tree(source: str, target: str) -> None:

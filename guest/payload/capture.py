@@ -6,6 +6,8 @@ import os
 import select
 import time
 
+from apppot.guest import syscalls
+
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,10 +74,8 @@ def _copy(fd: int, file: Any, consoles: list[int]) -> bool:
         return False
     file.write(data)
     for console in consoles:
-        left = memoryview(data)
         try:
-            while left:
-                left = left[os.write(console, left) :]
+            syscalls.write_all(console, data)
         except OSError:  # a terminal that is gone; the file has all
             pass
     return bool(data)

@@ -163,7 +163,7 @@ class _Archive:
                     os.lseek(fd, len(piece), os.SEEK_CUR)
                 else:
                     self._take_room(len(piece))
-                    _write(fd, piece)
+                    syscalls.write_all(fd, piece)
                     self._worked(len(piece))
             if size > PIECE_BYTES:  # it may end in a hole
                 os.ftruncate(fd, size)
@@ -204,12 +204,6 @@ def _memory() -> int:
             if line.startswith(b"MemAvailable:"):
                 return int(line.split()[1]) << 10
     raise OSError("the kernel does not say how much memory there is")
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _number(header: bytes, start: int, length: int) -> int:

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.frozen import frozen
 from apppot.host.common.host import boot_id, host_name
 from apppot.host.common.paths import cache_home
-from apppot.host.pot.state import read_json, write_json
 
 _VERSION = 5
 QEMU = "qemu-system-x86_64"
@@ -95,7 +95,7 @@ def _remember(path: str, key: str, capabilities: Capabilities) -> None:
         **{name: sorted(getattr(capabilities, name)) for name in _SETS},
     }
     with suppress(OSError):  # a cache that cannot be written costs a probe each time
-        write_json(path, {"version": _VERSION, "key": key, "capabilities": found})
+        write_json(path, {"key": key, "capabilities": found}, version=_VERSION)
 
 
 def _why_no_bubblewrap(bwrap: str | None) -> str:

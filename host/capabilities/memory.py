@@ -27,7 +27,7 @@ def memory() -> Memory:
     with open("/proc/meminfo", encoding="ascii") as text:
         table = {line.split(":")[0]: int(line.split()[1]) << 10 for line in text}
     huge_page = table.get("Hugepagesize", 0) or 1
-    huge = (table.get("HugePages_Free", 0) >> 10) * huge_page  # a number of pages, not of KB
+    huge = (table.get("HugePages_Free", 0) >> 10) * huge_page  # a number of pages, not of KiB
     total = table["MemTotal"] + table.get("SwapTotal", 0)
     available = table.get("MemAvailable", table["MemFree"]) + table.get("SwapFree", 0)
     limit = _cgroup_limit()

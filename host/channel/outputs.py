@@ -20,6 +20,7 @@ from typing import Any
 
 from apppot.guest.protocol import frames
 from apppot.host.common.errors import ApppotError
+from apppot.host.common.files import pwrite_all
 from apppot.host.common.frozen import frozen
 from apppot.host.common.text import printable
 
@@ -229,7 +230,7 @@ class Returned:
         if file.fd is None:
             return
         try:
-            _write(file.fd, data, offset)
+            pwrite_all(file.fd, data, offset)
             self.bytes += len(data)
         except OSError as error:
             file.drop()
@@ -359,13 +360,6 @@ class Returned:
             os.link(own, file.hidden, dst_dir_fd=folder, follow_symlinks=True)
         _rename(file.hidden, entry.parts[-1], folder)
         file.hidden = b""
-
-
-def _write(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
 
 
 def _hidden_name() -> bytes:

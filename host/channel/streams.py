@@ -12,6 +12,7 @@ import select
 import stat
 
 from apppot.guest.protocol import frames
+from apppot.host.common.files import write_all
 
 # What goes through a file in the exchange directory instead of the serial line is more than this
 # part of the window at once.
@@ -182,7 +183,8 @@ class Source:
         try:
             size = 0
             while data:
-                size += _write_all(fd, data)
+                write_all(fd, data)
+                size += len(data)
                 data = self._more() if size < _CHUNK_BYTES else b""
         finally:
             os.close(fd)
@@ -205,10 +207,3 @@ def exchange_file(folder: str) -> tuple[str, int]:
     name = str(next(_names))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     return name, os.open(os.path.join(folder, name), flags, 0o600)
-
-
-def _write_all(fd: int, data: bytes) -> int:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    return len(data)

@@ -54,7 +54,7 @@ def _save(args: argparse.Namespace) -> int:
         inguest.run(["save", os.path.basename(work)], layers, os.path.dirname(work))
         record = changes.Changes(base, session.image, timestamp(), tuple(over))
         changes.seal(work, record)
-    sys.stderr.write(f"{output}: {os.path.getsize(output) >> 10} KB, changes to {session.image}\n")
+    sys.stderr.write(f"{output}: {os.path.getsize(output) >> 10} KiB, changes to {session.image}\n")
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from apppot.host.common.units import human
+from apppot.host.common.units import format_size
 
 if TYPE_CHECKING:
     from apppot.host.images.record import Record
@@ -186,7 +186,7 @@ def _report(record: Record, as_json: bool, remark: str = "") -> None:
         print(json.dumps(as_data(record), indent=1))
         return
     short = record.digest[:SHORT_DIGEST]
-    print(f"{record.name}:{record.version}  {short}  {human(record.size)}{remark}")
+    print(f"{record.name}:{record.version}  {short}  {format_size(record.size)}{remark}")
 
 
 def as_data(record: Record) -> dict[str, object]:
@@ -251,9 +251,12 @@ def _list_sizes(as_json: bool) -> int:
         print(json.dumps({"images": rows, "total": total}, indent=1))
         return 0
     head = ("NAME", "VERSION", "DIGEST", "UNIQUE", "SHARED")
-    body = [(*_row(record)[:3], human(size.unique), human(size.shared)) for record, size in images]
+    body = [
+        (*_row(record)[:3], format_size(size.unique), format_size(size.shared))
+        for record, size in images
+    ]
     _table([head, *body])
-    print(f"total: {human(total)}")
+    print(f"total: {format_size(total)}")
     return 0
 
 
@@ -276,7 +279,7 @@ def _report_removed(removed: Removed) -> None:
         print(f"removed {name}")
     for name in removed.kept:
         print(f"in use by a virtual machine, stays until `apppot image prune`: {name}")
-    print(f"freed {human(removed.freed)}")
+    print(f"freed {format_size(removed.freed)}")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -313,7 +316,7 @@ def _row(record: Record) -> tuple[str, ...]:
         record.name,
         record.version or "-",
         record.digest[:SHORT_DIGEST],
-        human(record.size),
+        format_size(record.size),
         record.format,
         record.created.replace("T", " ")[:16],
         record.description,
@@ -345,7 +348,7 @@ def _inspect(args: argparse.Namespace) -> int:
         if isinstance(value, tuple):
             value = shlex.join(value)
         elif key == "size" and isinstance(value, int):
-            value = f"{human(value)} ({value} bytes)"
+            value = f"{format_size(value)} ({value} bytes)"
         elif isinstance(value, dict):
             value = " ".join(f"{name}={content}" for name, content in value.items())
         if value:

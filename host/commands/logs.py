@@ -46,7 +46,7 @@ def _open(path: str) -> int:
 
 
 def _pass_on(fd: int, number: int) -> None:
+    from apppot.host.common.files import write_all
+
     while data := os.read(fd, 1 << 18):
-        view = memoryview(data)
-        while view:
-            view = view[os.write(number, view) :]
+        write_all(number, data)

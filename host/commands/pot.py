@@ -56,10 +56,11 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from apppot.host.common.units import format_size
     from apppot.host.pot.archive import export_pot
 
     size = export_pot(args.file)
-    print(f"{args.file}: {size / 1e6:.0f} MB")
+    print(f"{args.file}: {format_size(size)}")
     return 0
 
 

@@ -23,7 +23,7 @@ def _publish(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from apppot.host.common.units import human
+    from apppot.host.common.units import format_size
     from apppot.host.repository import keys, publish
 
     wish = publish.Publication(args.images, args.changes, args.remove, args.description, args.prune)
@@ -34,6 +34,6 @@ def _publish(args: argparse.Namespace) -> int:
     pruned = f", {done.pruned} old files removed" if done.pruned else ""
     print(
         f"{args.folder}: serial {done.serial}, {done.entries} images and changes, "
-        f"{human(done.written)} new{pruned}"
+        f"{format_size(done.written)} new{pruned}"
     )
     return 0

@@ -25,7 +25,7 @@ def _pull(args: argparse.Namespace) -> int:
     import json
 
     from apppot.host.commands.image import SHORT_DIGEST, as_data
-    from apppot.host.common.units import human
+    from apppot.host.common.units import format_size
     from apppot.host.repository import pull
 
     # A repository that is named in the reference does not mix with the configured ones.
@@ -38,9 +38,9 @@ def _pull(args: argparse.Namespace) -> int:
         data = {**as_data(record), "path": done.path, "fetched": done.fetched}
         print(json.dumps(data, indent=1))
         return 0
-    remark = "was here already" if done.present else f"{human(done.fetched)} fetched"
+    remark = "was here already" if done.present else f"{format_size(done.fetched)} fetched"
     short = record.digest[:SHORT_DIGEST]
-    print(f"{record.name}:{record.version}  {short}  {human(record.size)}  {remark}")
+    print(f"{record.name}:{record.version}  {short}  {format_size(record.size)}  {remark}")
     return 0
 
 

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 # How the hidden names of files end that are not whole yet.
 PARTIAL = ".partial"
-SCHEMA = 1
 
 
-def write_atomic(path: str, content: bytes, mode: int | None = 0o644) -> None:
+def write_atomic(
+    path: str, content: bytes, mode: int | None = 0o644, *, durable: bool = True
+) -> None:
     """Put `content` in place in one step: temporary file, fsync, rename, fsync.
 
-    Makes missing folders.  Its mode is `mode`; None: what the umask leaves.  Raises OSError.
+    Makes missing folders.  Its mode is `mode`; None: what the umask leaves.  What is not `durable`
+    may be gone after a crash of the host.  Raises OSError.
     """
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
@@ -32,7 +34,8 @@ def write_atomic(path: str, content: bytes, mode: int | None = 0o644) -> None:
         with open(handle, "wb") as out:
             out.write(content)
             out.flush()
-            os.fsync(handle)
+            if durable:
+                os.fsync(handle)
             if mode is not None:
                 os.fchmod(handle, mode)
         os.replace(temporary, path)
@@ -40,7 +43,8 @@ def write_atomic(path: str, content: bytes, mode: int | None = 0o644) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    sync(folder)
+    if durable:
+        sync(folder)
 
 
 def sync(path: str) -> None:
@@ -52,29 +56,56 @@ def sync(path: str) -> None:
         os.close(handle)
 
 
-def write_json(path: str, value: Mapping[str, Any], mode: int = 0o644) -> None:
-    """Write an object with its `SCHEMA`, as `write_atomic` does."""
-    text = json.dumps({"schema": SCHEMA, **value}, indent=1, sort_keys=True) + "\n"
-    write_atomic(path, text.encode(), mode)
+def write_json(
+    path: str,
+    value: Mapping[str, Any],
+    mode: int | None = None,
+    *,
+    version: int = 1,
+    key: str = "version",
+    durable: bool = True,
+) -> None:
+    """Write an object with its version under `key`, as `write_atomic` does."""
+    text = json.dumps({key: version, **value}, indent=1, sort_keys=True) + "\n"
+    write_atomic(path, text.encode(), mode, durable=durable)
 
 
-def read_json(path: str, error: type[ApppotError], remedy: str) -> dict[str, Any] | None:
-    """The object that `write_json` wrote; None where there is none.
+def read_json(path: str, version: int = 1) -> dict[str, Any] | None:
+    """The object that `write_json` wrote; None where it is missing, damaged or of another version.
 
-    Damage, and what a newer version wrote, is no absence: it raises `error` with `remedy`.
+    For what can be had again.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
+        value = _load(path)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) and value.get("version") == version else None
+
+
+def require_json(
+    path: str, error: type[ApppotError], remedy: str, *, key: str = "version", version: int = 1
+) -> dict[str, Any] | None:
+    """The object that `write_json` wrote; None where there is none.
+
+    For what cannot be had again: damage, and what a newer AppPot wrote, is no absence: it raises
+    `error` with `remedy`.
+    """
+    try:
+        value = _load(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as problem:
         raise error(f"{path} cannot be read: {problem}", remedy) from None
-    if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
+    if not isinstance(value, dict) or not isinstance(value.get(key), int):
         raise error(f"{path} is damaged", remedy)
-    if value["schema"] > SCHEMA:
+    if value[key] > version:
         raise error(f"{path} was written by a newer AppPot", "update this AppPot")
     return value
+
+
+def _load(path: str) -> object:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def file_digest(path: str | Path) -> str:
@@ -92,16 +123,20 @@ def listdir(path: str) -> list[str]:
         return []
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data` into a pipe or file."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of `data` into a pipe or file; a disk that is just filling up takes a part first.
+
+    Raises OSError.
+    """
+    done = 0
+    with memoryview(data) as view:
+        while done < len(view):
+            done += os.write(descriptor, view[done:])
 
 
-def pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
-    """Write all of `data` into a file at `offset`."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def pwrite_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` into a file at `offset`.  Raises OSError."""
+    done = 0
+    with memoryview(data) as view:
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)

@@ -61,27 +61,14 @@ def _words(text: str) -> float:
 
 
 def format_size(size: float) -> str:
-    """A size for people: "512 MB", "1.5 GB" (powers of 1024)."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1024 or unit == "GB":
-            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+    """A number of bytes for people: "512 MiB", "58.1 MiB" (powers of 1024)."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
-    raise AssertionError("unreachable")
+    return f"{size:.1f} TiB"
 
 
 def timestamp(seconds: float | None = None) -> str:
     """A time (since 1970; None: now) as ISO 8601 in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-BYTES_STEP = 1024.0
-
-
-def human(size: int) -> str:
-    """A number of bytes for people: "58.1 MiB"."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < BYTES_STEP:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= BYTES_STEP
-    return f"{value:.1f} TiB"

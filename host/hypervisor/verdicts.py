@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.host import boot_id
 from apppot.host.common.paths import cache_home
-from apppot.host.pot.state import read_json, write_json
 
 
 def remember(name: str, kernel_digest: str, reason: str) -> None:

@@ -112,7 +112,7 @@ class Xen:
             f"type = {_quoted(plan.xen_type)}",
             f"kernel = {_quoted(f'{view}/kernel')}",
             f"extra = {_quoted(' '.join(append))}",
-            # xl counts in MB: what is asked for, or the next whole one.
+            # xl counts in MiB: what is asked for, or the next whole one.
             f"memory = {-(-plan.memory >> 20)}",
             f"vcpus = {plan.cpus}",
             # The guard reads the rest of its console, then destroys it.

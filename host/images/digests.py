@@ -7,7 +7,7 @@ import os
 from apppot.host.common import files, paths
 from apppot.host.common.errors import ImageError
 from apppot.host.images.record import Image, is_digest
-from apppot.host.images.store import _read_json, _write_json
+from apppot.host.images.store import read_note, write_note
 
 _TICK = 2.0  # seconds: the coarsest time that file systems keep
 
@@ -27,7 +27,7 @@ def known_digest(path: str) -> str:
     name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
     note = os.path.join(paths.cache_home(), "digests", f"{name}.json")
     try:
-        known = _read_json(note)
+        known = read_note(note)
     except ImageError:
         known = None
     if known is not None and known.get("state") == state and is_digest(str(known.get("digest"))):
@@ -36,7 +36,7 @@ def known_digest(path: str) -> str:
     # A change in the same tick of the clock would not show.
     if time.time() - max(found.st_mtime, found.st_ctime) > _TICK:
         try:
-            _write_json(note, {"digest": digest, "state": state})
+            write_note(note, {"digest": digest, "state": state})
         except (OSError, ImageError):
             pass  # no place to remember it
     return digest

@@ -6,7 +6,6 @@ it belongs to.  Whoever uses it holds a lock; what a crash left is mended by the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from dataclasses import asdict
 
 from apppot.host.common import locks, unfinished
 from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import data_home
 from apppot.host.common.units import timestamp
@@ -74,15 +74,15 @@ def find(name: str) -> Session | None:
     """The session of that name, if there is one.  Raises SessionError where it is damaged."""
     check_name(name)
     path = os.path.join(home(), name, "session.json")
+    value = read_json(path, _VERSION)
+    if value is None:
+        if not os.path.exists(path):
+            return None
+        raise _damaged(name, "its record cannot be read, or another version of AppPot made it")
+    del value["version"]
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-        if value.pop("version") != _VERSION:
-            raise ValueError("another version of AppPot made it")
         session = Session(**{**value, "changes": tuple(value["changes"])})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError) as error:
         raise _damaged(name, f"{error}") from error
     if not os.path.exists(session.disk):
         raise _damaged(name, "its disk is gone")
@@ -141,7 +141,7 @@ def create(
     """
     check_name(name)
     if size < _LEAST_SIZE:
-        raise UsageError(f"a session of {size >> 20} MB is too small", "64M or more")
+        raise UsageError(f"a session of {size >> 20} MiB is too small", "64M or more")
     session = Session(name, image, base, timestamp(), changes)
     try:
         os.makedirs(home(), mode=0o700, exist_ok=True)
@@ -166,17 +166,14 @@ def _fill(making: str, session: Session, size: int) -> None:
         os.truncate(fd, size)
     finally:
         os.close(fd)
-    with open(os.path.join(making, "session.json"), "w", encoding="utf-8") as file:
-        json.dump({"version": _VERSION, **asdict(session)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(os.path.join(making, "session.json"), asdict(session), version=_VERSION)
 
 
 def resize(session: Session, size: int) -> None:
     """Let it grow to `size` bytes; its file system follows at the next use."""
     if size < session.size():
         raise UsageError(
-            f"session {session.name} has {session.size() >> 20} MB and cannot become smaller",
+            f"session {session.name} has {session.size() >> 20} MiB and cannot become smaller",
             "save its changes and begin a new one",
         )
     with held(session):

@@ -38,6 +38,8 @@ from apppot.host.images.record import (
 )
 from apppot.host.images.workspace import locked, make_directory, user_store
 
+_VERSION_KEY = "schema"  # in every file of JSON here
+
 # --- reading -----------------------------------------------------------------------------------
 
 
@@ -55,7 +57,7 @@ def named_digest(store: str, reference: str) -> str | None:
 
 def read_digest(path: str) -> str | None:
     """The digest in a name's or build's file; None where there is none."""
-    data = _read_json(path)
+    data = read_note(path)
     digest = data.get("digest") if data else None
     return digest if isinstance(digest, str) and is_digest(digest) else None
 
@@ -68,8 +70,8 @@ def digests_in(store: str, prefix: str = "") -> list[str]:
     return sorted(name for name in names if is_digest(name) and name.startswith(prefix))
 
 
-def _read_json(path: str) -> dict[str, Any] | None:
-    return files.read_json(path, ImageError, "remove it and try again")
+def read_note(path: str) -> dict[str, Any] | None:
+    return files.require_json(path, ImageError, "remove it and try again", key=_VERSION_KEY)
 
 
 def read_record(store: str, digest: str) -> Record | None:
@@ -87,7 +89,7 @@ def named_record(store: str, name: str, version: str) -> Record | None:
     record = read_record(store, digest) if digest else None
     if record is None:
         return None
-    data = _read_json(path)
+    data = read_note(path)
     if data is not None and "format" in data:
         return _parse_record(path)
     return replace(record, name=name, version=record.version if version == LATEST else version)
@@ -99,7 +101,7 @@ def name_path(store: str, name: str, version: str) -> str:
 
 
 def _parse_record(path: str) -> Record | None:
-    data = _read_json(path)
+    data = read_note(path)
     if data is None:
         return None
     known = {key: data[key] for key in Record.__dataclass_fields__ if key in data}
@@ -186,7 +188,7 @@ def add(file: str, record: Record, digest: str | None = None, *, move: bool = Tr
         if known is not None:  # the same content under another name keeps its first birthday
             done = replace(done, created=known.created)
         else:
-            _write_json(os.path.join(store, "records", f"{digest}.json"), asdict(done))
+            write_note(os.path.join(store, "records", f"{digest}.json"), asdict(done))
         write_name(store, done)
     return done
 
@@ -204,7 +206,7 @@ def check_free(store: str, name: str, version: str, digest: str) -> None:
 def write_name(store: str, record: Record) -> None:
     """Let the record's name:version, and the name's `latest`, be this record."""
     for word in (record.version, LATEST):
-        _write_json(name_path(store, record.name, word), asdict(record))
+        write_note(name_path(store, record.name, word), asdict(record))
 
 
 def tag(store: str, name: str, version: str, digest: str) -> None:
@@ -223,12 +225,12 @@ def tag(store: str, name: str, version: str, digest: str) -> None:
 
 def remember_build(key: str, digest: str) -> None:
     """Note that the inputs with digest `key` gave the image `digest`."""
-    _write_json(os.path.join(user_store(), "builds", f"{key}.json"), {"digest": digest})
+    write_note(os.path.join(user_store(), "builds", f"{key}.json"), {"digest": digest})
 
 
 def remember_import(key: str, record: Record) -> None:
     """Note that the foreign image `key` became `record`, with that record's own command."""
-    _write_json(os.path.join(user_store(), "builds", f"{key}.json"), asdict(record))
+    write_note(os.path.join(user_store(), "builds", f"{key}.json"), asdict(record))
 
 
 def find_build(key: str) -> Record | None:
@@ -239,7 +241,7 @@ def find_build(key: str) -> Record | None:
     record = read_record(store, digest) if digest else None
     if record is None:
         return None
-    own = _read_json(path)
+    own = read_note(path)
     if own is not None and "format" in own:
         record = _parse_record(path) or record
     try:
@@ -248,6 +250,6 @@ def find_build(key: str) -> Record | None:
         return None
 
 
-def _write_json(path: str, data: dict[str, Any]) -> None:
+def write_note(path: str, data: dict[str, Any]) -> None:
     make_directory(os.path.dirname(path))
-    files.write_json(path, data)
+    files.write_json(path, data, 0o644, key=_VERSION_KEY)

@@ -20,7 +20,7 @@ def check_file_size(plan: LaunchPlan) -> None:
     need = max(plan.hypervisor.surroundings(plan).temporary, plan.scratch or 0)
     if hard != resource.RLIM_INFINITY and hard < need:
         raise HypervisorError(
-            f"files may have {hard >> 10} KB here (ulimit -f), the guest needs {need >> 10} KB",
+            f"files may have {hard >> 10} KiB here (ulimit -f), the guest needs {need >> 10} KiB",
             "raise the hard limit on the size of files, or ask for less memory with --mem",
         )
 

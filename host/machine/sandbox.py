@@ -93,7 +93,7 @@ def run_directory(plan: LaunchPlan, tty: terminal.Terminal | None) -> RunDir:
     place, warning = memory_place(plan.hypervisor.surroundings(plan).temporary)
     if place is None:
         raise HypervisorError(
-            f"no place for {plan.memory >> 20} MB of guest memory: /dev/shm and the temporary "
+            f"no place for {plan.memory >> 20} MiB of guest memory: /dev/shm and the temporary "
             "directories are full or mounted noexec",
             "install bubblewrap, or set TMPDIR to a directory that allows exec and has room",
         )

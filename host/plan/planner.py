@@ -34,7 +34,7 @@ def make_plan(request: Request, settings: Settings, caller: Caller, found: Findi
     memory = settings.memory.value
     if memory < _LEAST_MEMORY:
         raise UsageError(
-            f"{memory >> 20} MB of memory are too little for a guest", "ask for 64M or more: --mem"
+            f"{memory >> 20} MiB of memory are too little for a guest", "ask for 64M or more: --mem"
         )
     confinement, helper_confinement = _confinement(settings, request, caller, found)
     network, network_helper, warnings = _network(settings.network, request, found)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 
 from apppot.host.capabilities.capabilities import QEMU
 from apppot.host.common.errors import BuildError
-from apppot.host.pot.layout import Kernel, lpj_for, remember_lpj
+from apppot.host.pot.layout import Kernel, lpj_for, parse_lpj, remember_lpj
 from apppot.host.process.run import run
 
-CALIBRATED = re.compile(r"BogoMIPS \(lpj=(\d+)\)")
 BOOT_SECONDS = 60.0
 CALIBRATIONS = 4
 MEMORY = "mem=128M"
@@ -30,12 +28,6 @@ def boot_console(path: str, *words: str) -> str:
         pinned = ["taskset", "-c", str(cpu), *argv, *words]
         done = run(pinned, check=False, timeout=BOOT_SECONDS, hint="apt-get install util-linux")
     return (done.stdout + done.stderr).decode(errors="replace")
-
-
-def parse_lpj(console: str) -> int | None:
-    """The calibrated loops per jiffy that a boot printed."""
-    match = CALIBRATED.search(console)
-    return int(match[1]) if match else None
 
 
 def measure_lpj(kernel: Kernel) -> int | None:
@@ -61,7 +53,7 @@ def check_boots(kernel: Kernel) -> None:
     """Raise BuildError unless the kernel boots as far as looking for its root."""
     console = boot_console(kernel.path, *seccomp_words(kernel))
     if NO_ROOT not in console:
-        hint = "is /dev/shm (or $TMPDIR) mounted with exec and has it 128 MB free?"
+        hint = "is /dev/shm (or $TMPDIR) mounted with exec and has it 128 MiB free?"
         raise BuildError(f"the kernel does not boot; it said last\n    {_tail(console)}", hint)
 
 

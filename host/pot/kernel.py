@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from apppot.host.common.errors import BuildError
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import cache_home, pot_home
 from apppot.host.common.progress import Progress
@@ -26,7 +27,6 @@ from apppot.host.pot.recipes import (
     load_source,
     lost_options,
 )
-from apppot.host.pot.state import read_json, write_json
 from apppot.host.process.run import ToolError, run, run_lines
 
 # Fixed, so that the same source gives the same kernel.
@@ -102,7 +102,7 @@ def _build(
         shutil.copyfile(output / built, file)
     run(["strip", files[0]])
     files[0].chmod(0o755)
-    # One build's output is 1 GB; the next one needs the room.
+    # One build's output is 1 GiB; the next one needs the room.
     shutil.rmtree(output)
     facts: dict[str, object] = {
         "recipe": recipe.digest,
@@ -257,6 +257,6 @@ def _compile(recipe: KernelRecipe, tree: Path, output: Path, cache: Path, jobs: 
         try:
             run_lines(words, on_line, cwd=tree, env={**os.environ, **REPRODUCIBLE})
         except ToolError as error:
-            hint = f"apt-get install {recipe.packages}; 3 GB of free disk are needed"
+            hint = f"apt-get install {recipe.packages}; 3 GiB of free disk are needed"
             raise BuildError(f"the kernel did not compile: {error.cause}", hint) from error
     write_json(memory, {**known, recipe.name: done})

@@ -15,9 +15,9 @@ import os
 from contextlib import suppress
 
 from apppot.host.common.errors import PotError
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import cache_home, pot_homes
-from apppot.host.pot.state import read_json, write_json
 
 MANIFEST = "pot.json"
 # Kernel as the user calls it -> its kind, which is its key in the manifest and its folder.
@@ -226,6 +226,13 @@ def _keep(path: str, value: dict[str, object]) -> None:
     """Cache what was found; a host where that is not possible asks again each time."""
     with suppress(OSError):
         write_json(path, value)
+
+
+def parse_lpj(console: str) -> int | None:
+    """The calibrated loops per jiffy that a kernel printed; None where it did not."""
+    # "… BogoMIPS (lpj=29138944)"; without `re`, which the launcher does not have.
+    number, end, _ = console.partition(" BogoMIPS (lpj=")[2].partition(")")
+    return int(number) if end and number.isdecimal() else None
 
 
 def lpj_for(kernel: Kernel) -> int | None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import apppot.guest
 from apppot.host.common.errors import BuildError
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.paths import cache_home, pot_home
 from apppot.host.common.progress import Progress
 from apppot.host.pot import store
 from apppot.host.pot.apt import Apt, Package
 from apppot.host.pot.ext4 import Tools, write_image
 from apppot.host.pot.recipes import RuntimeRecipe, digest_of, load_runtime
-from apppot.host.pot.state import read_json, write_json
 from apppot.host.process.run import run
 
 SUDO = "usr/share/apppot/supply/usr/bin/sudo"

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from apppot.host.common import locks
 from apppot.host.common.errors import PotError
-from apppot.host.common.files import file_digest, sync
+from apppot.host.common.files import file_digest, read_json, sync, write_json
 from apppot.host.pot.layout import MANIFEST
-from apppot.host.pot.state import read_json, write_json
 
 KEEP = 3
 

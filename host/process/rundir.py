@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from apppot.host.common import locks
 from apppot.host.common.errors import ApppotError
+from apppot.host.common.files import write_all
 
 _PREFIX = "apppot-"
 _LOCK = "lock"
@@ -90,9 +91,7 @@ class RunDir:
         path = os.path.join(self.path, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, data)
         finally:
             os.close(fd)
         return path

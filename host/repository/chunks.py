@@ -24,7 +24,7 @@ from apppot.host.images.record import Record
 AVERAGE = 32 << 10
 LONGEST = 128 << 10
 CACHE_SCHEMA = 1
-# Chunking a local image costs about a second per GB: not worth it for much more than the wish.
+# Chunking a local image costs about a second per GiB: not worth it for much more than the wish.
 LOCAL_FACTOR = 4
 LOCAL_FLOOR = 1 << 30
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from apppot.host.common import locks
 from apppot.host.common.errors import RepositoryError
-from apppot.host.common.files import read_json, write_json
+from apppot.host.common.files import require_json, write_json
+
+_VERSION_KEY = "schema"
 
 
 def write_state(path: str, data: dict[str, Any], mode: int = 0o644) -> None:
     """Write an object as versioned JSON, atomically.  Raises OSError."""
-    write_json(path, data, mode)
+    write_json(path, data, mode, key=_VERSION_KEY)
 
 
 def read_state(path: str) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def read_state(path: str) -> dict[str, Any]:
 
     Raises RepositoryError for damage and for what a newer version wrote.
     """
-    return read_json(path, RepositoryError, "mend or remove it") or {}
+    return require_json(path, RepositoryError, "mend or remove it", key=_VERSION_KEY) or {}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from html import escape
 
-from apppot.host.common.units import human as human_size
+from apppot.host.common.units import format_size
 from apppot.host.repository.model import Index, IndexEntry, Kind
 
 _HEAD = """<!DOCTYPE html>
@@ -63,6 +63,6 @@ def _row(entry: IndexEntry) -> str:
     return (
         f"<tr><td>{escape(entry.name)}</td><td>{escape(entry.version)}</td>"
         f"<td>{escape(entry.description)}<br><small>{'<br>'.join(details)}</small></td>"
-        f'<td class="size">{human_size(entry.size)}</td>'
+        f'<td class="size">{format_size(entry.size)}</td>'
         f"<td>{escape(entry.created[:10])}</td></tr>\n"
     )

@@ -22,10 +22,9 @@ def learn_calibration(record: Run) -> None:
         return
     from apppot.host.pot import layout
 
-    _, found, rest = record.console.text().partition("(lpj=")
-    number = rest.partition(")")[0]
-    if found and number.isdigit():
-        layout.remember_lpj(kernel.digest, int(number))
+    value = layout.parse_lpj(record.console.text())
+    if value is not None:
+        layout.remember_lpj(kernel.digest, value)
 
 
 def uml_kernel(
@@ -100,6 +99,6 @@ def _warn_of_mappings(memory: int, max_map_count: int) -> None:
     if memory > max_map_count * _PAGE:
         sys.stderr.write(
             f"apppot: warning: this kernel may hang once a program has touched "
-            f"{max_map_count * _PAGE >> 20} MB in random order: vm.max_map_count is "
+            f"{max_map_count * _PAGE >> 20} MiB in random order: vm.max_map_count is "
             f"{max_map_count}\n  remedy: `apppot kernel build`, or less memory (--mem)\n"
         )

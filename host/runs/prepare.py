@@ -253,14 +253,14 @@ def check_memory(setting: Setting[int], room: Memory) -> None:
     """Say beforehand when the memory asked for cannot be had.  Raises UsageError."""
     if setting.value > room.total:
         raise UsageError(
-            f"{setting.origin}: {setting.value >> 20} MB of memory cannot be had: "
-            f"{room.limited_by} has {room.total >> 20} MB",
+            f"{setting.origin}: {setting.value >> 20} MiB of memory cannot be had: "
+            f"{room.limited_by} has {room.total >> 20} MiB",
             "ask for less with --mem, or for a larger allocation",
         )
     if setting.value > room.available and setting.value > room.huge:
         sys.stderr.write(
-            f"apppot: warning: {setting.value >> 20} MB of guest memory asked for, "
-            f"{room.available >> 20} MB are free now\n"
+            f"apppot: warning: {setting.value >> 20} MiB of guest memory asked for, "
+            f"{room.available >> 20} MiB are free now\n"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 from apppot.host.common import locks
 from apppot.host.common.errors import ApppotError, UsageError
+from apppot.host.common.files import read_json, write_json
 from apppot.host.common.frozen import frozen
 from apppot.host.common.host import boot_id
 from apppot.host.common.paths import state_home
@@ -79,13 +79,13 @@ def check_name(name: str) -> None:
 
 def read(folder: str) -> RunRecord | None:
     """The record in `folder`; None where there is none that this version understands."""
+    value = read_json(os.path.join(folder, RECORD), VERSION)
+    if value is None:
+        return None
+    del value["version"]
     try:
-        with open(os.path.join(folder, RECORD), encoding="utf-8") as file:
-            value = json.load(file)
-        if value.pop("version") != VERSION:
-            return None
         return RunRecord(**{**value, "command": tuple(value["command"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError):
         return None
 
 
@@ -308,11 +308,4 @@ def pid_namespace() -> int:
 
 def write(folder: str, values: dict[str, Any], durable: bool) -> None:
     """Write a record, whole or not at all; a durable one survives a crash of the host."""
-    path = os.path.join(folder, RECORD)
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(json.dumps({"version": VERSION, **values}).encode())
-        file.flush()
-        if durable:
-            os.fsync(fd)
-    os.rename(f"{path}.new", path)
+    write_json(os.path.join(folder, RECORD), values, 0o600, version=VERSION, durable=durable)

@@ -7,12 +7,12 @@ import mmap
 import os
 from collections.abc import Iterator
 
+from apppot.host.common.files import pwrite_all, write_all
+
 _PAGE = 4096
 _BLOCK = 1 << 20
 # Zeros up to so many bytes are kept with what is around them: fewer, larger pieces.
 _GAP = 16 << 10
-# One call of write(2) takes no more.
-_MOST = 1 << 30
 _HUGE = 2 << 20
 _COLLAPSE = 25  # madvise(2)'s MADV_COLLAPSE, which `mmap` does not know yet
 
@@ -31,13 +31,6 @@ def pack(memory: int, file: int) -> Extents:
         for at in range(offset, offset + length, _BLOCK):
             write_all(file, os.pread(memory, min(_BLOCK, offset + length - at), at))
     return extents
-
-
-def write_all(file: int, data: bytes) -> None:
-    """Append all of `data`; a disk that is just filling up takes a part of it first."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(file, left) :]
 
 
 def _pages(memory: int) -> Iterator[tuple[int, int]]:
@@ -75,15 +68,9 @@ def unpack(file: int, extents: Extents, memory: int) -> None:
             raise ValueError("the memory of the kept machine is not complete")
         at = 0
         for offset, length in extents:
-            _write(memory, data[at : at + length], offset)
+            with data[at : at + length] as piece:
+                pwrite_all(memory, piece, offset)
             at += length
-
-
-def _write(memory: int, data: memoryview, offset: int) -> None:
-    with data:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(memory, data[done : done + _MOST], offset + done)
 
 
 def _enlarge(extents: Extents, memory: int) -> None:

@@ -5,19 +5,17 @@ What a killed launcher left of one is swept by the next that keeps or lists.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from apppot.host.common import unfinished
-from apppot.host.common.files import sync
+from apppot.host.common.files import read_json, sync, write_all, write_json
 from apppot.host.common.frozen import frozen
 from apppot.host.common.paths import cache_home
 from apppot.host.common.units import timestamp
-from apppot.host.pot.state import read_json
 from apppot.host.warm import stub
-from apppot.host.warm.memory import Extents, pack, write_all
+from apppot.host.warm.memory import Extents, pack
 
 _VERSION = 1
 # Machines that are kept; of more, those go that were used longest ago.
@@ -78,7 +76,7 @@ def find(key: str) -> Kept | None:
     if value is None:
         return None
     try:
-        extents = [(int(at), int(length)) for at, length in value["extents"]]  # type: ignore[attr-defined]
+        extents = [(int(at), int(length)) for at, length in value["extents"]]
         return Kept(
             key,
             folder,
@@ -117,9 +115,8 @@ def keep(key: str, facts: Mapping[str, object], memory: int, devices: bytes) -> 
             write_all(file, devices)
         with _file(making, _STUB) as file:
             write_all(file, stub.kernel())
-        record = {"version": _VERSION, **facts, "created": timestamp(), "extents": extents}
-        with _file(making, _RECORD) as file:
-            write_all(file, json.dumps(record).encode())
+        record = {**facts, "created": timestamp(), "extents": extents}
+        write_json(os.path.join(making, _RECORD), record, 0o400, version=_VERSION)
         folder = os.path.join(home(), key)
         _remove(folder)
         os.rename(making, folder)

@@ -121,7 +121,7 @@ CASES: list[tuple[str, dict[str, Any], Mark, str]] = [
     ),
     ("confinement", {"root": True, "setpriv": False}, Mark.FAIL, "setpriv"),
     ("user namespaces", {"user_namespaces": "not permitted"}, Mark.WARN, "not permitted"),
-    ("memory", {"memory": Setting(9 * GIB, "--mem")}, Mark.FAIL, "9.0 GB"),
+    ("memory", {"memory": Setting(9 * GIB, "--mem")}, Mark.FAIL, "9.0 GiB"),
     ("memory", {"memory": Setting(7 * GIB, "--mem")}, Mark.WARN, "free now"),
     ("/dev/shm", {"shm": None}, Mark.WARN, "none"),
     ("cpus", {"free_cpus": ()}, Mark.WARN, "not pinned"),
@@ -136,7 +136,7 @@ CASES: list[tuple[str, dict[str, Any], Mark, str]] = [
     ("QEMU", {"verdicts": qemu(), "capabilities": without("9p")}, Mark.WARN, "is copied"),
     ("QEMU", {"verdicts": qemu(), "capabilities": without("-net-")}, Mark.WARN, "network devices"),
     ("run directory", {"run_place": None}, Mark.FAIL, "no place"),
-    ("store", {"store": Place("/home", "ext4", 1 << 20, True)}, Mark.WARN, "1.0 MB"),
+    ("store", {"store": Place("/home", "ext4", 1 << 20, True)}, Mark.WARN, "1.0 MiB"),
     ("images", {"images": ()}, Mark.WARN, "none yet"),
 ]
 

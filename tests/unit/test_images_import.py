@@ -10,7 +10,7 @@ import pytest
 from apppot.host.commands import image
 from apppot.host.common.errors import ApppotError, ImageError, UsageError
 from apppot.host.common.text import printable
-from apppot.host.common.units import human
+from apppot.host.common.units import format_size
 from apppot.host.images import pack, store
 from apppot.host.images.importing import importer
 from apppot.host.images.record import valid_name
@@ -120,7 +120,7 @@ def test_commands_as_words_or_json() -> None:
 
 
 def test_sizes_for_people() -> None:
-    assert [human(size) for size in (7, 1536, 5 << 30)] == ["7 B", "1.5 KiB", "5.0 GiB"]
+    assert [format_size(size) for size in (7, 1536, 5 << 30)] == ["7 B", "1.5 KiB", "5.0 GiB"]
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

@@ -51,7 +51,7 @@ def test_another_place_is_taken_with_a_warning(apppot: Launcher) -> None:
 def test_no_place_at_all_is_an_error_with_a_remedy(apppot: Launcher) -> None:
     env = {"PLACES": "/dev/shm /tmp", "TMPDIR": "/tmp", "TREE": str(ROOT)}
     result = apppot("--confine", "landlock", *WORDS, wrap=NOEXEC, env=env)
-    result.failed("no place for 512 MB of guest memory", "noexec", "remedy", "bubblewrap")
+    result.failed("no place for 512 MiB of guest memory", "noexec", "remedy", "bubblewrap")
 
 
 @pytest.mark.stock
