@@ -166,8 +166,9 @@ class Standalone:
         about["hostname"], about["instance"] = self.job.hostname, self.answer.instance
         about["source"] = self.answer.source
         folder = root.ROOT + JOB_DIR
-        about["outputs"], about["missing"] = report.collect(folder, self.job.outputs)
-        outputs = report.Outputs(about, work, folder, about["outputs"])
+        found, about["missing"] = report.collect(root.ROOT, folder, self.job.outputs)
+        about["outputs"] = list(found)
+        outputs = report.Outputs(about, work, found)
         problems = report.send(outputs, self.job.report, self.disk)
         for text in problems:
             log(f"the job's status {about['status']} is not reported: {text}")

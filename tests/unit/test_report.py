@@ -19,7 +19,7 @@ def outputs(tmp_path: Path) -> report.Outputs:
     work.mkdir()
     (work / "stdout").write_bytes(b"said")
     (job / "a" / "x.dat").write_bytes(bytes(range(256)) * 100)
-    return report.Outputs({"status": 3}, str(work), str(job), ["a/x.dat"])
+    return report.Outputs({"status": 3}, str(work), {"a/x.dat": str(job / "a" / "x.dat")})
 
 
 @pytest.fixture
@@ -29,16 +29,45 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
 def test_patterns_stay_in_the_job_directory(tmp_path: Path) -> None:
-    job = tmp_path / "job[1]"
-    for name in ("a/b/c.dat", "top.dat", "a/other"):
-        (job / name).parent.mkdir(parents=True, exist_ok=True)
-        (job / name).touch()
-    (tmp_path / "secret.dat").touch()
+    job = tmp_path / "root" / "job[1]"
+    put(job, "a/b/c.dat", "top.dat", "a/other")
+    put(tmp_path, "root/secret.dat", "secret.dat")
     patterns = [b"**/*.dat", b"top.*", b"../*.dat", str(tmp_path).encode() + b"/*", b"none"]
-    found, missing = report.collect(str(job), patterns)
+    found, missing = report.collect(str(tmp_path / "root"), str(job), patterns)
     assert sorted(found) == ["a/b/c.dat", "top.dat"]
+    assert Path(found["a/b/c.dat"]).read_text() == "a/b/c.dat"
     assert missing == ["../*.dat", f"{tmp_path}/*", "none"]
+
+
+def test_an_absolute_pattern_is_one_of_the_jobs_root(tmp_path: Path) -> None:
+    """As with a launcher: what it names comes back under its last name."""
+    root = tmp_path / "root"
+    put(root, "var/log/tool.log", "var/log/b.log", "opt/out/x/y", "home/user/job/in")
+    (root / "link").symlink_to("/var/log")
+    (root / "out").symlink_to(tmp_path)
+    put(root, "etc/b.log")
+    put(tmp_path, "secret")
+    patterns = [b"/var/log/*.log", b"/link/tool.log", b"/etc/b.log", b"/opt/out"]
+    patterns += [b"/out/secret", b"/../secret"]
+    found, missing = report.collect(str(root), str(root / "home/user/job"), [*patterns, b"in"])
+    assert sorted(found) == ["b.log", "in", "out", "tool.log"]
+    assert Path(found["tool.log"]).read_text() == "var/log/tool.log"
+    assert Path(found["out"], "x/y").read_text() == "opt/out/x/y"
+    assert Path(found["b.log"]).read_text() == "var/log/b.log"
+    # One file under two paths is no harm; of two files of one name, the second stays behind.
+    assert missing == ["/etc/b.log", "/out/secret", "/../secret"]
+
+
+def test_without_a_root_nothing_is_there(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    assert report.collect(str(gone), str(gone / "job"), [b"a", b"/b"]) == ({}, ["a", "/b"])
 
 
 def test_an_output_disk_is_a_tar(outputs: report.Outputs, disk: Path) -> None:
