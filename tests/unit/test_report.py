@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -96,6 +97,34 @@ def test_half_an_archive_is_none(outputs: report.Outputs, disk: Path) -> None:
 def test_what_failed_is_said(outputs: report.Outputs, tmp_path: Path) -> None:
     (problem,) = report.send(outputs, None, str(tmp_path / "missing"))
     assert "missing" in problem
+
+
+class Kernel:
+    """wait4 as the kernel has it: `ended` are waiting, `running` is whether others are there."""
+
+    def __init__(self, ended: list[int], running: bool) -> None:
+        self.ended, self.running = ended, running
+        self.asked: list[int] = []
+
+    def wait4(self, pid: int, options: int) -> tuple[int, int, object]:
+        assert pid == -1
+        self.asked.append(options)
+        if self.ended:
+            return self.ended.pop(0), 3 << 8, "usage"
+        if not self.running:
+            raise ChildProcessError
+        return 0, 0, None
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_all_that_have_ended_are_collected(monkeypatch: pytest.MonkeyPatch, running: bool) -> None:
+    kernel = Kernel([5, 6], running)
+    monkeypatch.setattr(os, "wait4", kernel.wait4)
+    assert process.reap(os.WUNTRACED) == ([(5, 768, "usage"), (6, 768, "usage")], running)
+    # It may wait for the first, never for more.
+    assert kernel.asked == [os.WUNTRACED, *[os.WUNTRACED | os.WNOHANG] * 2]
+    assert process.reap() == ([], running)
+    assert kernel.asked[-1] == os.WNOHANG
 
 
 def test_a_signal_is_128_and_its_number() -> None:
