@@ -11,7 +11,7 @@ from apppot.host.capabilities.memory import Memory, file_system
 from apppot.host.common.frozen import frozen
 from apppot.host.config.settings import Setting, Settings
 from apppot.host.doctor.buildtools import missing_tools
-from apppot.host.hypervisor.base import Verdict
+from apppot.host.hypervisor.base import HypervisorName, Verdict
 from apppot.host.pot.layout import Kernel
 
 
@@ -31,7 +31,7 @@ class Facts:
 
     root: bool
     hypervisor: Setting[str]
-    verdicts: tuple[tuple[str, Verdict], ...]
+    verdicts: tuple[tuple[HypervisorName, Verdict], ...]
     kernel: Kernel | None
     kernel_problem: str
     stale_kernel: bool
