@@ -140,15 +140,12 @@ def _runtime(wanted: str | None, kernel: Kernel | None) -> tuple[str | None, str
 
 def _stale(name: str) -> bool:
     """Whether the pot's kernel is known to come from another recipe than this tree's."""
-    from pathlib import Path
-
     from apppot.host.common.errors import BuildError
-    from apppot.host.common.paths import pot_home
     from apppot.host.pot import layout, recipes, store
 
-    entry = store.entry(Path(pot_home()), layout.KINDS[name])
+    current = store.current(layout.KINDS[name])
     try:
-        return entry is not None and entry.get("recipe") != recipes.load_kernel(name).digest
+        return current is not None and current[1].get("recipe") != recipes.load_kernel(name).digest
     except BuildError:  # installed without recipes
         return False
 
