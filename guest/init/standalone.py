@@ -166,8 +166,9 @@ class Standalone:
         about["hostname"], about["instance"] = self.job.hostname, self.answer.instance
         about["source"] = self.answer.source
         folder = root.ROOT + JOB_DIR
-        about["outputs"], about["missing"] = report.collect(folder, self.job.outputs)
-        outputs = report.Outputs(about, work, folder, about["outputs"])
+        found, about["missing"] = report.collect(root.ROOT, folder, self.job.outputs)
+        about["outputs"] = list(found)
+        outputs = report.Outputs(about, work, found)
         problems = report.send(outputs, self.job.report, self.disk)
         for text in problems:
             log(f"the job's status {about['status']} is not reported: {text}")
@@ -212,31 +213,29 @@ def _terminal_type(path: str) -> bytes:
 
 def _wait(payloads: set[int]) -> int:
     """The wait status of the first that ends; other processes are collected as they end."""
-    while True:
-        pid, status = os.waitpid(-1, 0)
-        if pid in payloads:
-            return status
+    left = True
+    while left:
+        ended, left = process.reap(0)
+        for pid, status, _ in ended:
+            if pid in payloads:
+                return status
+    raise OSError("the job has ended unseen")
 
 
 def _end_the_rest() -> None:
     """End what the job left running: an open file would keep the root from being clean."""
     for number in (_signal.SIGTERM, _signal.SIGKILL):
-        try:
-            os.kill(-1, number)
-        except ProcessLookupError:
-            pass
+        process.signal_all(number)
         if _all_collected(1.0):
             return
 
 
 def _all_collected(seconds: float) -> bool:
-    """Collect what ends within `seconds`; whether no process is left (orphans are PID 1's)."""
+    """Collect what ends within `seconds`; whether no process is left."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
+        _, left = process.reap()
+        if not left:
             return True
-        if pid == 0:
-            time.sleep(0.01)
+        time.sleep(0.01)
     return False

@@ -5,6 +5,7 @@ layers are mounted below the work directory:
 
     changes.py save OUTPUT        the writable layer as a changes file
     changes.py list LAYER         what is in a layer, as JSON lines on stdout
+    changes.py verify LAYER       whether all of a layer can be read
     changes.py join OUTPUT N M…   several layers of changes as one, the last on top
     changes.py commit OUTPUT [session]
                                   base and changes, with the writable layer, as a new base

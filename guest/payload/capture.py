@@ -7,13 +7,12 @@ import select
 import time
 
 from apppot.guest import syscalls
+from apppot.guest.payload import process
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-    from apppot.guest.payload.process import Payload
 
 STREAMS = ("stdout", "stderr")
 _READ_BYTES = 1 << 16
@@ -28,7 +27,7 @@ class Ended:
 
 
 def follow(
-    payload: Payload,
+    payload: process.Payload,
     folder: str,
     consoles: list[int],
     wake: int,
@@ -83,13 +82,5 @@ def _copy(fd: int, file: Any, consoles: list[int]) -> bool:
 
 def _collect(pid: int) -> tuple[int | None, Any]:
     """Collect every process that has ended; (status, usage) of `pid` if it was among them."""
-    found: tuple[int | None, Any] = (None, None)
-    while True:
-        try:
-            ended, status, usage = os.wait4(-1, os.WNOHANG)
-        except ChildProcessError:
-            return found
-        if ended == 0:
-            return found
-        if ended == pid:
-            found = status, usage
+    ended, _ = process.reap()
+    return next(((status, usage) for one, status, usage in ended if one == pid), (None, None))

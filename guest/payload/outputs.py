@@ -10,8 +10,9 @@ import os
 import stat
 import time
 
-from apppot.guest import syscalls, tools
+from apppot.guest import tools
 from apppot.guest.merge.root import ROOT
+from apppot.guest.payload import matches
 from apppot.guest.payload.followed import Followed
 from apppot.guest.payload.inputs import PLACE
 from apppot.guest.payload.pieces import PIECE_BYTES, Root, describe, encoded, in_pieces
@@ -156,35 +157,14 @@ class Files:
         if not pattern:
             yield from self._tree(PLACE.encode(), b"", b"")
             return
-        root, below, inside = PLACE.encode(), pattern, True
-        if pattern.startswith(b"/"):
-            root, below, inside = *self._split(pattern), False
-        matched = False
-        for path in globs.find(root, below) if root else ():
+        matched, place = False, PLACE.encode()
+        for root, path, name in matches.find(self._root.fd, place, pattern):
             matched = True
-            if inside:
+            if root == place:
                 yield from self._parents(root, path)
-                yield from self._tree(root, path, path)
-            else:
-                yield from self._tree(root, path, os.path.basename(path))
+            yield from self._tree(root, path, name)
         if not matched:
             self._unmatched.append(pattern)
-
-    def _split(self, pattern: bytes) -> tuple[bytes, bytes]:
-        """An absolute pattern as a directory (empty: there is none) and a pattern below it."""
-        parts = globs.checked(pattern)
-        fixed = len(parts) - 1
-        for number, part in enumerate(parts[:-1]):
-            if globs.is_magic(part):
-                fixed = number
-                break
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        try:
-            fd = syscalls.open_in_root(self._root.fd, b"/".join(parts[:fixed]) or b".", flags)
-        except OSError:
-            return b"", b""
-        # Never closed: it names the directory until the guest ends.
-        return b"/proc/self/fd/%d" % fd, b"/".join(parts[fixed:])
 
     def _parents(self, root: bytes, path: bytes) -> Iterator[Frame]:
         parts = path.split(b"/")
@@ -204,7 +184,7 @@ class Files:
                 continue
             if target not in self._names:
                 yield from self._entry(source, target, found)
-            elif not inside and self._names[target] != source:
+            elif not inside and not matches.same(self._names[target], source):
                 self.failed(path, f"{os.fsdecode(target)} comes back from elsewhere already")
 
     def _walk(self, root: bytes, top: bytes) -> Iterator[tuple[bytes, os.stat_result]]:

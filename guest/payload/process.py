@@ -20,6 +20,8 @@ from apppot.guest.protocol.job import JOB_DIR, USER, JobError
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
 if TYPE_CHECKING:
+    from typing import Any
+
     from apppot.guest.protocol.job import Job
 
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCGPTN, _TIOCSPTLCK = 0x540E, 0x5414, 0x80045430, 0x40045431
@@ -322,6 +324,32 @@ def _exec_or_shell(path: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> N
 def exit_code(status: int) -> int:
     """A wait status as a shell says it."""
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def reap(options: int = os.WNOHANG) -> tuple[list[tuple[int, int, Any]], bool]:
+    """Collect every process that has ended, and whether any is left; PID 1 inherits all orphans.
+
+    Of each: pid, wait status, resource use.  `options` are wait4's: 0 waits for the first to end,
+    WUNTRACED reports those that have been stopped, too.
+    """
+    ended: list[tuple[int, int, Any]] = []
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, options)
+        except ChildProcessError:
+            return ended, False
+        if pid == 0:
+            return ended, True
+        ended.append((pid, status, usage))
+        options |= os.WNOHANG
+
+
+def signal_all(number: int) -> None:
+    """Signal every process but this one, which is PID 1; there may be none left."""
+    try:
+        os.kill(-1, number)
+    except ProcessLookupError:
+        pass
 
 
 def wake_on_children() -> int:

@@ -7,12 +7,13 @@ and its outputs below `job/`.
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 import tarfile
 
+from apppot.guest.payload import matches
 from apppot.guest.payload.process import exit_code
+from apppot.guest.protocol import globs
 from apppot.guest.protocol.jsonlite import dumps
 
 TYPE_CHECKING = False  # of `typing`, whose import takes the guest 19 ms
@@ -60,28 +61,40 @@ def describe(ended: Ended) -> dict[str, Any]:
     }
 
 
-def collect(folder: str, patterns: list[bytes]) -> tuple[list[str], list[str]]:
-    """(paths below `folder` that match, patterns that nothing matches).
+def collect(root: str, folder: str, patterns: list[bytes]) -> tuple[dict[str, str], list[str]]:
+    """(what matches: name -> path for this process; patterns that are not, or not all, there).
 
-    A pattern that leaves the folder matches nothing.  `**` is any depth.
+    `root` is the job's root and `folder` the job directory; see `matches` for what patterns name.
     """
-    base = os.fsencode(folder)
-    found: dict[bytes, None] = {}
+    found: dict[bytes, bytes] = {}
     missing = []
     for pattern in patterns:
-        inside = not pattern.startswith(b"/") and b".." not in pattern.split(b"/")
-        whole = os.path.join(glob.escape(base), pattern)
-        matches = sorted(glob.glob(whole, recursive=True)) if inside else []
-        if not matches:
+        try:
+            matched = _match(root, folder, pattern)
+        except (OSError, globs.GlobError):
+            matched = {}
+        # Of two files of one name, the first has it.
+        whole = [matches.same(found.setdefault(name, at), at) for name, at in matched.items()]
+        if not whole or not all(whole):
             missing.append(os.fsdecode(pattern))
-        found.update(dict.fromkeys([os.path.relpath(path, base) for path in matches]))
-    return [os.fsdecode(path) for path in found], missing
+    named = {os.fsdecode(name): os.fsdecode(at) for name, at in found.items()}
+    return named, missing
+
+
+def _match(root: str, folder: str, pattern: bytes) -> dict[bytes, bytes]:
+    """Name -> path of what one pattern names."""
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        named = matches.find(fd, os.fsencode(folder), pattern)
+        return {name: os.path.join(place, path) for place, path, name in named}
+    finally:
+        os.close(fd)
 
 
 def write_tar(
-    stream: Any, status: bytes, logs: dict[str, str], folder: str, paths: list[str], kind: str
+    stream: Any, status: bytes, logs: dict[str, str], outputs: dict[str, str], kind: str
 ) -> None:
-    """Write the tar; `logs` are names in it and files, `paths` lie below `folder`."""
+    """Write the tar; `logs` and `outputs` are names and paths, the latter go below job/."""
     mode: Any = f"w:{kind}"
     with tarfile.open(fileobj=stream, mode=mode, format=tarfile.PAX_FORMAT) as archive:
         head = tarfile.TarInfo(STATUS_MEMBER)
@@ -89,21 +102,21 @@ def write_tar(
         archive.addfile(head, io.BytesIO(status))
         for name, path in logs.items():
             archive.add(path, name)
-        for path in paths:
-            archive.add(os.path.join(folder, path), os.path.join("job", path))
+        for name, path in outputs.items():
+            archive.add(path, os.path.join("job", name))
 
 
 class Outputs:
-    """What goes back: `status` is filled, `logs` and `paths` as in `write_tar`."""
+    """What goes back: `status` is filled, `found` are names and paths of the job's outputs."""
 
-    def __init__(self, status: dict[str, Any], work: str, folder: str, paths: list[str]) -> None:
-        self.status, self.work, self.folder, self.paths = status, work, folder, paths
+    def __init__(self, status: dict[str, Any], work: str, found: dict[str, str]) -> None:
+        self.status, self.work, self.found = status, work, found
         names = [name for name in ("stdout", "stderr") if os.path.exists(f"{work}/{name}")]
         self.logs = {f"apppot/{name}": f"{work}/{name}" for name in names}
 
     def _write(self, stream: Any, kind: str) -> None:
         status = dumps(self.status).encode("ascii") + b"\n"
-        write_tar(stream, status, self.logs, self.folder, self.paths, kind)
+        write_tar(stream, status, self.logs, self.found, kind)
 
     def to_disk(self, device: str) -> None:
         """Write all to the disk.  Its first block comes last: half an archive is none."""

@@ -164,7 +164,7 @@ class Session:
                 self.channel.send(frames.HEARTBEAT, payload=dumps(vital_signs()).encode())
         if self._leftover_deadline is not None and now >= self._leftover_deadline:
             self._leftover_deadline = now + HEARTBEAT_SECONDS
-            _signal_all(_signal.SIGKILL)
+            process.signal_all(_signal.SIGKILL)
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
         number = stream // frames.STREAMS
@@ -240,26 +240,22 @@ class Session:
             self.channel.send(frames.STOPPED, one.control, b"{}")
 
     def _reap(self) -> None:
-        """Collect every process that has ended; PID 1 inherits all orphans."""
+        """Collect what has ended; once the payload has, end what it left running."""
+        changed, left = process.reap(os.WNOHANG | os.WUNTRACED)
         # A child of a boot step may have been the last one, once.
-        self._childless = False
-        while True:
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED)
-            except ChildProcessError:
-                self._childless = True
-                return
-            if pid == 0:
-                break
+        self._childless = not left
+        for pid, status, usage in changed:
             for one in self._processes.values():
                 if pid == one.payload.pid:
                     self._changed(one, status, usage)
+        if self._childless:
+            return
         ended = self._payload is not None and self._payload.status is not None
         if ended and self._leftover_deadline is None:
             self._leftovers_ended = True
             self._leftover_deadline = time.monotonic() + LEFTOVER_SECONDS
-            _signal_all(_signal.SIGTERM)
-            _signal_all(_signal.SIGCONT)
+            process.signal_all(_signal.SIGTERM)
+            process.signal_all(_signal.SIGCONT)
 
 
 def _exchanged(payload: bytes) -> bytes:
@@ -267,11 +263,3 @@ def _exchanged(payload: bytes) -> bytes:
     message: Any = loads(payload.decode())
     with open(f"{EXCHANGE}/{int(message['name'])}", "rb") as file:
         return file.read()
-
-
-def _signal_all(number: int) -> None:
-    """Signal every process but this one; there may be none left."""
-    try:
-        os.kill(-1, number)
-    except ProcessLookupError:
-        pass

@@ -16,6 +16,7 @@ from apppot.host.common.units import format_size
 from apppot.host.confinement.sandbox import Confinement
 from apppot.host.doctor.buildtools import KERNEL_WORKS
 from apppot.host.doctor.facts import Facts
+from apppot.host.hypervisor.base import HypervisorName
 from apppot.host.plan.confinement import choose
 from apppot.host.pot.layout import KERNEL_HINT
 
@@ -99,7 +100,7 @@ def check_qemu(facts: Facts) -> Check | None:
     """What this host's QEMU gives to guests of QEMU and KVM, and what they go without."""
     from apppot.host.hypervisor.qemu import INSTALL_HINT, Qemu
 
-    verdict, qemu = dict(facts.verdicts).get("qemu"), Qemu(facts.capabilities)
+    verdict, qemu = dict(facts.verdicts).get(HypervisorName.QEMU), Qemu(facts.capabilities)
     if verdict is None:
         return None
     if not verdict.usable:

@@ -11,7 +11,7 @@ from apppot.host.capabilities.memory import Memory, file_system
 from apppot.host.common.frozen import frozen
 from apppot.host.config.settings import Setting, Settings
 from apppot.host.doctor.buildtools import missing_tools
-from apppot.host.hypervisor.base import Verdict
+from apppot.host.hypervisor.base import HypervisorName, Verdict
 from apppot.host.pot.layout import Kernel
 
 
@@ -31,7 +31,7 @@ class Facts:
 
     root: bool
     hypervisor: Setting[str]
-    verdicts: tuple[tuple[str, Verdict], ...]
+    verdicts: tuple[tuple[HypervisorName, Verdict], ...]
     kernel: Kernel | None
     kernel_problem: str
     stale_kernel: bool
@@ -140,15 +140,12 @@ def _runtime(wanted: str | None, kernel: Kernel | None) -> tuple[str | None, str
 
 def _stale(name: str) -> bool:
     """Whether the pot's kernel is known to come from another recipe than this tree's."""
-    from pathlib import Path
-
     from apppot.host.common.errors import BuildError
-    from apppot.host.common.paths import pot_home
     from apppot.host.pot import layout, recipes, store
 
-    entry = store.entry(Path(pot_home()), layout.KINDS[name])
+    current = store.current(layout.KINDS[name])
     try:
-        return entry is not None and entry.get("recipe") != recipes.load_kernel(name).digest
+        return current is not None and current[1].get("recipe") != recipes.load_kernel(name).digest
     except BuildError:  # installed without recipes
         return False
 

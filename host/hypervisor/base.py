@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from apppot.host.common.frozen import frozen
 
 if TYPE_CHECKING:
     from apppot.host.hypervisor.launchplan import LaunchPlan
+
+
+class HypervisorName(StrEnum):
+    """What users call a hypervisor: the words of `--hypervisor`, but for `auto`."""
+
+    UML = "uml"
+    KVM = "kvm"
+    XEN = "xen"
+    QEMU = "qemu"
+
+
+class Share(StrEnum):
+    """How a guest sees directories of this host; `guest.shares` knows the same words."""
+
+    HOSTFS = "hostfs"  # User-Mode Linux reads them itself, by path
+    NINEP = "9p"
+    XEN_NINEP = "xen9p"
+    VIRTIOFS = "virtiofs"
 
 
 @frozen
@@ -49,10 +68,10 @@ class Descriptors:
 class Hypervisor(Protocol):
     """One kind of virtual machine on a host.  Pure: it decides words, the launcher starts them."""
 
-    name: str
+    name: HypervisorName
     kernel: str  # which of the pot's kernels it boots
     devices: tuple[str, ...]  # the guest's name of each disk of a plan, in order
-    share: str | None  # the guest's file system for directories of the host; None: it has none
+    share: Share | None  # how the guest sees directories of the host; None: it cannot
     shows_root: bool  # the host's root, which is many file systems, can be shared
     network_device: str | None  # the guest's name of its interface; None: it has none
     network_by_descriptor: bool  # the launcher connects it to the network helper

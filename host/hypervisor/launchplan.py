@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from apppot.guest.protocol.job import Job, changed
 from apppot.host.common.frozen import frozen
 from apppot.host.confinement.sandbox import Confinement, Method, Shown
+from apppot.host.hypervisor.base import Share
 
 if TYPE_CHECKING:
     from apppot.host.hypervisor.base import Hypervisor
@@ -107,7 +108,7 @@ def placed(job: Job, view: str) -> Job:
 
     Where directories are shared by tag, their names are the tags, and stay.
     """
-    if job.share != "hostfs":
+    if job.share != Share.HOSTFS:
         return job
 
     def path(name: bytes) -> bytes:
@@ -117,7 +118,7 @@ def placed(job: Job, view: str) -> Job:
         return None if name is None else path(name)
 
     layers = [
-        changed(layer, source=path(layer.source)) if layer.fstype == "hostfs" else layer
+        changed(layer, source=path(layer.source)) if layer.fstype == Share.HOSTFS else layer
         for layer in job.layers
     ]
     description: Job = changed(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from apppot.guest.protocol import frames
 from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.common.frozen import frozen
-from apppot.host.hypervisor.base import Descriptors, Surroundings, Verdict
+from apppot.host.hypervisor.base import Descriptors, HypervisorName, Share, Surroundings, Verdict
 from apppot.host.hypervisor.launchplan import Disk, LaunchPlan, shares
 
 PROGRAM = "qemu-system-x86_64"
@@ -37,11 +37,11 @@ class Machine:
         needed = (f"virtio-blk-{self.bus}", f"virtio-serial-{self.bus}", "virtserialport")
         return [name for name in needed if name not in host.qemu_devices]
 
-    def share(self, host: Capabilities) -> str | None:
+    def share(self, host: Capabilities) -> Share | None:
         """The best way to show it directories of the host."""
         if host.virtiofsd is not None and f"vhost-user-fs-{self.bus}" in host.qemu_devices:
-            return "virtiofs"
-        return "9p" if f"virtio-9p-{self.bus}" in host.qemu_devices else None
+            return Share.VIRTIOFS
+        return Share.NINEP if f"virtio-9p-{self.bus}" in host.qemu_devices else None
 
     def has_network(self, host: Capabilities) -> bool:
         return f"virtio-net-{self.bus}" in host.qemu_devices
@@ -64,7 +64,7 @@ def choose_machine(host: Capabilities) -> Machine | None:
 class Qemu:
     """A machine without anything that a guest does not need."""
 
-    name = "qemu"
+    name = HypervisorName.QEMU
     kernel = "x86_64"
     devices = tuple(f"/dev/vd{letter}" for letter in "abcdefghijklmnop")
     shows_root = True
@@ -83,7 +83,7 @@ class Qemu:
         self._host = host
         # Where there is none, `verdict` says so before anybody asks for more.
         self.machine = choose_machine(host) or MACHINES[0]
-        self.share: str | None = self.machine.share(host)
+        self.share: Share | None = self.machine.share(host)
         self.network_device: str | None = "eth0" if self.machine.has_network(host) else None
 
     def verdict(self) -> Verdict:
@@ -160,7 +160,7 @@ class Qemu:
 class Kvm(Qemu):
     """QEMU with the processor's own virtualisation."""
 
-    name = "kvm"
+    name = HypervisorName.KVM
     accelerator = "kvm"
     cpu = "host"
 

@@ -6,7 +6,7 @@ import platform
 
 from apppot.guest.protocol import frames
 from apppot.host.capabilities.capabilities import Capabilities
-from apppot.host.hypervisor.base import Descriptors, Surroundings, Verdict
+from apppot.host.hypervisor.base import Descriptors, HypervisorName, Share, Surroundings, Verdict
 from apppot.host.hypervisor.launchplan import Disk, LaunchPlan
 
 CHANNEL = "/dev/ttyS0"
@@ -17,10 +17,10 @@ _OWN_FILES = 8 << 20
 class Uml:
     """User-Mode Linux on x86-64."""
 
-    name = "uml"
+    name = HypervisorName.UML
     kernel = "uml"
     devices = tuple(f"/dev/ubd{letter}" for letter in "abcdefghijklmnop")
-    share: str | None = "hostfs"
+    share: Share | None = Share.HOSTFS
     shows_root = True
     network_device: str | None = "vec0"
     network_by_descriptor = False

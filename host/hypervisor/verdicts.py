@@ -12,16 +12,17 @@ from contextlib import suppress
 from apppot.host.common.files import read_json, write_json
 from apppot.host.common.host import boot_id
 from apppot.host.common.paths import cache_home
+from apppot.host.hypervisor.base import HypervisorName
 
 
-def remember(name: str, kernel_digest: str, reason: str) -> None:
+def remember(name: HypervisorName, kernel_digest: str, reason: str) -> None:
     """Note that a guest of this hypervisor with this kernel did not say HELLO, and why."""
     silent = {**_silent(), _key(name, kernel_digest): reason}
     with suppress(OSError):  # the next launcher finds out for itself
         write_json(_path(), {"boot": boot_id(), "silent": silent})
 
 
-def recall(name: str, kernel_digest: str) -> str | None:
+def recall(name: HypervisorName, kernel_digest: str) -> str | None:
     """Why not to try it again before the host boots again; None: nothing is known."""
     return _silent().get(_key(name, kernel_digest))
 
@@ -34,7 +35,7 @@ def _silent() -> dict[str, str]:
     return {str(key): str(reason) for key, reason in silent.items()}
 
 
-def _key(name: str, kernel_digest: str) -> str:
+def _key(name: HypervisorName, kernel_digest: str) -> str:
     return f"{name} {kernel_digest[:32]}"
 
 

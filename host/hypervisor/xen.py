@@ -15,7 +15,7 @@ import sys
 from apppot.guest.protocol import frames
 from apppot.host.capabilities.capabilities import Capabilities
 from apppot.host.common.errors import HypervisorError
-from apppot.host.hypervisor.base import Descriptors, Surroundings, Verdict
+from apppot.host.hypervisor.base import Descriptors, HypervisorName, Share, Surroundings, Verdict
 from apppot.host.hypervisor.launchplan import LaunchPlan, shares
 
 CAPABILITIES = "/proc/xen/capabilities"
@@ -42,10 +42,10 @@ _TEMPORARY = 1 << 20
 class Xen:
     """A paravirtualised (`pv`) domain, or one with the processor's virtualisation (`pvh`)."""
 
-    name = "xen"
+    name = HypervisorName.XEN
     kernel = "x86_64"
     devices = tuple(f"/dev/xvd{letter}" for letter in "abcdefghijklmnop")
-    share: str | None = "xen9p"
+    share: Share | None = Share.XEN_NINEP
     # Its file server numbers files as their file systems do, and those of two may be the same.
     shows_root = False
     network_device: str | None = "eth0"

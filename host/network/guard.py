@@ -1,6 +1,12 @@
-"""Guarding slirp4netns from what root in a guest makes up: the filter on its socket.
+"""Guarding slirp4netns, the network helper: a filter on the socket on which it hears the guest.
 
-Loaded while the guest boots, since the way to the payload leads through it.
+Root in a guest may send frames with any address, and the helper would pass on to this host's
+loopback what is addressed to 127.0.0.1.  It accepts the guest's connection by itself, so the socket
+is the helper's: a copy of its descriptor is fetched from its process.  A filter belongs to the
+socket, not to a descriptor, and stays when the copy is closed.
+
+Loaded while the guest boots, when nothing waits: earlier it would delay the hypervisor, later the
+payload.
 """
 
 from __future__ import annotations
@@ -19,37 +25,40 @@ _PIDFD_GETFD = 438
 
 
 def guard(helper: int, connected: int) -> None:
-    """Keep what the guest's root makes up for the host's loopback from the helper.
+    """Have the helper drop frames for this host's loopback.
 
-    `helper` is the process that was started, and `connected` says when it has taken the guest's
-    connection, of which it is soon.  Raises OSError where the host's kernel lets nobody at
-    another process's socket.
+    `helper` is the pid of the process that was started: slirp4netns, or what confines it.
+    `connected` is a descriptor that can be read once the helper has accepted the guest's
+    connection.  Raises OSError where there is none within 5 s, or where this host's kernel lets us
+    have no descriptor of another process (pidfd_getfd).
     """
+    # It is readable already, or is about to be: the guest has just set up its interface.
     select.select([connected], [], [], _SECONDS)
-    for held in _sockets(helper):
-        with held:
-            kind = held.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
-            listens = held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    for found in _sockets(helper):
+        with found:
+            kind = found.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+            listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            # Its others are the socket that it accepted this one on, and those of its API.
             if kind == socket.SOCK_SEQPACKET and not listens:
-                filter.attach(held, filter.SLIRP)
+                filter.attach(found, filter.SLIRP)
                 return
     raise OSError(errno.ENOTCONN, "no guest is connected to it")
 
 
 def _sockets(pid: int) -> Iterator[socket.socket]:
-    """The sockets of a process and its descendants, as descriptors of ours."""
+    """The open sockets of a process and its descendants, each as a copy that the caller closes."""
     pids = [pid]
     for pid in pids:
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as text:
             pids += [int(word) for word in text.read().split()]
-        watch = os.pidfd_open(pid)
+        process = os.pidfd_open(pid)
         try:
             for name in os.listdir(f"/proc/{pid}/fd"):
-                fd = _taken(watch, int(name)) if _is_socket(f"/proc/{pid}/fd/{name}") else None
+                fd = _copied(process, int(name)) if _is_socket(f"/proc/{pid}/fd/{name}") else None
                 if fd is not None:
                     yield socket.socket(fileno=fd)
         finally:
-            os.close(watch)
+            os.close(process)
 
 
 def _is_socket(path: str) -> bool:
@@ -59,8 +68,8 @@ def _is_socket(path: str) -> bool:
         return False
 
 
-def _taken(process: int, number: int) -> int | None:
-    """A descriptor of ours for one of a process's; None where it has closed that."""
+def _copied(process: int, number: int) -> int | None:
+    """A copy of descriptor `number` of a process (a pidfd); None where it has closed that."""
     fd: int = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, number, 0)
     if fd >= 0:
         return fd

@@ -23,7 +23,7 @@ _API_SECONDS = 5.0
 def start(
     program: str, sandbox: Sandbox, net_name: str, announce: Callable[[int], object]
 ) -> tuple[Child, int, int]:
-    """Start the helper; returns it, a descriptor with what it prints, and one for `netguard`.
+    """Start the helper; returns it, a descriptor with what it prints, and one for `guard`.
 
     It is ready once READY stands there; the other speaks when the guest has connected.  Outbound
     only, the host's loopback closed.  The view's directory `net_name` gets its sockets.  `announce`

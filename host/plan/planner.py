@@ -10,6 +10,7 @@ from apppot.host.common.errors import Unsuited, UsageError
 from apppot.host.config.caller import Caller
 from apppot.host.config.settings import Setting, Settings
 from apppot.host.confinement.sandbox import Confinement, Method, Shown
+from apppot.host.hypervisor.base import Share
 from apppot.host.hypervisor.launchplan import (
     Disk,
     FileServer,
@@ -26,7 +27,6 @@ from apppot.host.plan.jobfiles import plan_files
 from apppot.host.plan.request import Bind, Findings, Request
 
 _LEAST_MEMORY = 64 << 20
-VIRTIOFS = "virtiofs"
 
 
 def make_plan(request: Request, settings: Settings, caller: Caller, found: Findings) -> LaunchPlan:
@@ -123,7 +123,7 @@ def _confinement(
 def _file_servers(job: Job, shown: list[Shown], found: Findings) -> tuple[FileServer, ...]:
     """A server for each directory of the view that the guest mounts by virtiofs."""
     program = found.capabilities.virtiofsd
-    if job.share != VIRTIOFS or program is None:
+    if job.share != Share.VIRTIOFS or program is None:
         return ()
     tags = dict(shares(job, shown))
     return tuple(FileServer(program, item) for item in shown if item.tag in tags)

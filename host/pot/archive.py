@@ -37,30 +37,31 @@ def export_pot(target: str) -> int:
 
     The same pot gives the same bytes.  Raises PotError where the pot lacks what every pot has.
     """
-    home = Path(pot_home())
-    found = {kind: store.entry(home, kind) for kind in FILES}
+    found = {kind: store.current(kind) for kind in FILES}
     parts = {kind: part for kind, part in found.items() if part is not None}
     missing = [kind for kind in FILES if kind not in parts and kind not in OPTIONAL]
     if missing:
         raise PotError(f"the pot has no {' and no '.join(missing)}", "run `apppot pot build`")
-    text = json.dumps({"version": 1, **parts}, indent=1, sort_keys=True).encode() + b"\n"
     folder, name = os.path.split(os.path.abspath(target))
     try:
         unfinished.sweep(folder, name)
         with Progress("pot: export"), unfinished.making(folder, name) as temporary:
-            _write(temporary, text, home, parts)
+            _write(temporary, parts)
             os.replace(temporary, target)
     except OSError as error:
         raise PotError(f"{target} cannot be written: {error.strerror}") from error
     return os.path.getsize(target)
 
 
-def _write(path: str, text: bytes, home: Path, parts: Mapping[str, Mapping[str, object]]) -> None:
+def _write(path: str, parts: Mapping[str, tuple[Path, Mapping[str, object]]]) -> None:
+    """Write the archive; of each kind, the pot that has it and its entry there."""
+    manifest = {"version": 1, **{kind: entry for kind, (_, entry) in parts.items()}}
+    text = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         tar.addfile(_member(MANIFEST, len(text), 0o644), io.BytesIO(text))
-        for kind, part in parts.items():
+        for kind, (home, entry) in parts.items():
             for name in FILES[kind]:
-                _add(tar, f"{kind}/{name}", (home / str(part["path"])).with_name(name))
+                _add(tar, f"{kind}/{name}", (home / str(entry["path"])).with_name(name))
 
 
 def _member(name: str, size: int, mode: int) -> tarfile.TarInfo:

@@ -59,35 +59,35 @@ def build_kernels(
     """
     home = Path(pot_home())
     recipes = [load_kernel(name) for name in names]
-    if stale := stale_recipes(home, recipes, force):
+    if stale := stale_recipes(recipes, force):
         for recipe in stale:
             check_tools(recipe)
         cache = Path(cache_home()) / "kernel"
         # The tree is in the cache, which may be on a larger disk than the pot.
         with store.workplace(cache, "kernel") as work, store.workplace(home, "kernel") as place:
             # Whoever held the lock may have built them meanwhile.
-            if stale := stale_recipes(home, recipes, force):
+            if stale := stale_recipes(recipes, force):
                 source = _source(load_source(), cache, work)
                 for recipe in stale:
                     _build(recipe, source, home, place, cache, jobs or _cpus())
-    entries = {name: store.entry(home, KINDS[name]) for name in names}
-    if uml := entries.get("uml"):
-        measure_lpj(kernel_of(home, uml))
-    return {name: entry for name, entry in entries.items() if entry}
+    found = {name: store.current(KINDS[name]) for name in names}
+    if uml := found.get("uml"):
+        measure_lpj(kernel_of(*uml))
+    return {name: current[1] for name, current in found.items() if current}
 
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def stale_recipes(home: Path, recipes: Sequence[KernelRecipe], force: bool) -> list[KernelRecipe]:
+def stale_recipes(recipes: Sequence[KernelRecipe], force: bool) -> list[KernelRecipe]:
     """The recipes from which the pot's kernels were not built."""
-    return [recipe for recipe in recipes if force or not _is_current(home, recipe)]
+    return [recipe for recipe in recipes if force or not _is_current(recipe)]
 
 
-def _is_current(home: Path, recipe: KernelRecipe) -> bool:
-    entry = store.entry(home, KINDS[recipe.name])
-    return entry is not None and entry.get("recipe") == recipe.digest
+def _is_current(recipe: KernelRecipe) -> bool:
+    current = store.current(KINDS[recipe.name])
+    return current is not None and current[1].get("recipe") == recipe.digest
 
 
 def _build(

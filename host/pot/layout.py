@@ -75,27 +75,36 @@ class Pot:
     runtime_digest: str
 
 
-def find_pot(home: str | None = None, kernel: str | None = None) -> Pot:
-    """The pot in `home` (default: all of pot_homes()), with the kernel file `kernel` where given.
+def find_pot(kernel: str | None = None) -> Pot:
+    """The pot, each part from the first place that has one, with the kernel file `kernel`.
 
     Without a kernel in the pot, Debian's stock user-mode-linux on PATH is taken.  Raises
     PotError where kernel or runtime are missing or damaged.
     """
-    runtime, digest = _runtime(*_holding(home, "runtime"))
-    return Pot(find_kernel(home, kernel), runtime, digest)
+    runtime, digest = _runtime()
+    return Pot(find_kernel(kernel), runtime, digest)
 
 
-def find_kernel(home: str | None = None, kernel: str | None = None) -> Kernel:
+def find_kernel(kernel: str | None = None) -> Kernel:
     """The kernel that `find_pot` would take; raises PotError where there is none."""
-    return _kernel(*_holding(home, KINDS["uml"]), kernel)
+    if kernel is not None:
+        return _probed(kernel)
+    found = holding(KINDS["uml"])
+    if found is not None:
+        root, entry = found
+        return _tuned(os.path.join(root, str(entry["path"])), entry)
+    stock = stock_kernel()
+    if stock is None:
+        raise PotError("there is no kernel in the pot, and no user-mode-linux", BUILD_HINT)
+    return _probed(stock)
 
 
-def find_x86_kernel(home: str | None = None) -> MachineKernel:
+def find_x86_kernel() -> MachineKernel:
     """The pot's x86-64 kernel; raises PotError where it is missing or damaged."""
-    root, manifest = _holding(home, KINDS["x86_64"])
-    entry = _entry(manifest, KINDS["x86_64"])
-    if entry is None:
-        raise PotError(f"there is no x86-64 kernel in the pot {root}", X86_HINT)
+    found = holding(KINDS["x86_64"])
+    if found is None:
+        raise PotError(f"there is no x86-64 kernel in the pot {_places()}", X86_HINT)
+    root, entry = found
     vmlinux = os.path.join(root, str(entry["path"]))
     bzimage = os.path.join(os.path.dirname(vmlinux), "bzImage")
     for path in (vmlinux, bzimage):
@@ -110,15 +119,28 @@ def _features(entry: dict[str, object]) -> frozenset[str]:
     return frozenset(str(word) for word in words) if isinstance(words, list) else frozenset()
 
 
-def find_runtime(home: str | None = None) -> str:
+def find_runtime() -> str:
     """The pot's runtime, an image file.  Raises PotError where it is missing."""
-    return _runtime(*_holding(home, "runtime"))[0]
+    return _runtime()[0]
 
 
-def _holding(home: str | None, name: str) -> tuple[str, dict[str, object]]:
-    """The first pot that has `name`, and its manifest; where none has it, the first of all."""
-    pots = [(root, _manifest(root)) for root in (pot_homes() if home is None else (home,))]
-    return next((pot for pot in pots if _entry(pot[1], name) is not None), pots[0])
+def holding(name: str) -> tuple[str, dict[str, object]] | None:
+    """The first pot whose manifest has an entry of the kind `name`, and that entry; else None.
+
+    Its files may be missing.  Pots behind it are not looked at.  Raises PotError where the
+    manifest of one before it is damaged.
+    """
+    for root in pot_homes():
+        entry = _entry(_manifest(root), name)
+        if entry is not None:
+            return root, entry
+    return None
+
+
+def _places() -> str:
+    """Where a pot was looked for, in words."""
+    first, *others = pot_homes()
+    return first + "".join(f", nor in {home}" for home in others)
 
 
 def _manifest(root: str) -> dict[str, object]:
@@ -134,26 +156,15 @@ def _entry(manifest: dict[str, object], name: str) -> dict[str, object] | None:
     return entry if isinstance(entry, dict) and isinstance(entry.get("path"), str) else None
 
 
-def _runtime(root: str, manifest: dict[str, object]) -> tuple[str, str]:
-    entry = _entry(manifest, "runtime")
-    if entry is None:
-        raise PotError(f"there is no runtime in the pot {root}", BUILD_HINT)
+def _runtime() -> tuple[str, str]:
+    found = holding("runtime")
+    if found is None:
+        raise PotError(f"there is no runtime in the pot {_places()}", BUILD_HINT)
+    root, entry = found
     path = os.path.join(root, str(entry["path"]))
     if not os.access(path, os.R_OK):
         raise PotError(f"the pot's runtime {path} is missing or unreadable", BUILD_HINT)
     return path, str(entry["digest"])
-
-
-def _kernel(root: str, manifest: dict[str, object], wanted: str | None) -> Kernel:
-    if wanted is not None:
-        return _probed(wanted)
-    entry = _entry(manifest, "kernel")
-    if entry is not None:
-        return _tuned(os.path.join(root, str(entry["path"])), entry)
-    stock = stock_kernel()
-    if stock is None:
-        raise PotError("there is no kernel in the pot, and no user-mode-linux", BUILD_HINT)
-    return _probed(stock)
 
 
 def _tuned(path: str, entry: dict[str, object]) -> Kernel:

@@ -46,9 +46,9 @@ def build_runtime(force: bool = False, refresh: bool = False) -> dict[str, objec
         packages = _packages(recipe, refresh)
         base = _base_key(recipe, packages)
         inputs = _inputs(base, agent)
-        current = store.entry(home, "runtime")
-        if current and current.get("inputs") == inputs and not force:
-            return current
+        current = store.current("runtime")
+        if current and current[1].get("inputs") == inputs and not force:
+            return current[1]
         tree = _base_tree(recipe, packages, cache / "trees" / base, force)
         with store.workplace(home, "runtime") as work:
             image = _image(recipe, tree, agent, work)
@@ -63,10 +63,10 @@ def up_to_date() -> bool | None:
     except BuildError:  # installed without recipes
         return None
     packages = _known_packages(recipe)
-    current = store.entry(Path(pot_home()), "runtime")
+    current = store.current("runtime")
     if packages is None or current is None:
         return None
-    return current.get("inputs") == _inputs(_base_key(recipe, packages), read_agent(recipe))
+    return current[1].get("inputs") == _inputs(_base_key(recipe, packages), read_agent(recipe))
 
 
 def _inputs(base: str, agent: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from apppot.host.common import locks
 from apppot.host.common.errors import PotError
 from apppot.host.common.files import file_digest, read_json, sync, write_json
-from apppot.host.pot.layout import MANIFEST
+from apppot.host.pot.layout import MANIFEST, holding
 
 KEEP = 3
 
@@ -43,6 +43,22 @@ def entry(home: Path, kind: str) -> dict[str, object] | None:
     assert isinstance(others, dict)
     folder = (home / str(found["path"])).parent
     return found if all((folder / name).is_file() for name in others) else None
+
+
+def current(kind: str) -> tuple[Path, dict[str, object]] | None:
+    """The pot that the launcher takes `kind` from, and its entry; None where it finds no whole one.
+
+    A damaged manifest counts as none: a build mends it.
+    """
+    try:
+        found = holding(kind)
+    except PotError:
+        return None
+    if found is None:
+        return None
+    home = Path(found[0])
+    whole = entry(home, kind)
+    return None if whole is None else (home, whole)
 
 
 def publish(

@@ -125,6 +125,7 @@ class PreparedRun:
     def _plan_for_first(self) -> bool:
         from apppot.host.common.errors import PotError, Unsuited
         from apppot.host.hypervisor import verdicts
+        from apppot.host.hypervisor.base import HypervisorName
         from apppot.host.plan.planner import make_plan
 
         if self.request.image is None and self.request.cow is None:
@@ -141,7 +142,7 @@ class PreparedRun:
             self._problems[self.hypervisor.name] = error
             if self.is_last:
                 # What User-Mode Linux lacks tells most: it needs the least.
-                raise self._problems.get("uml", error) from None
+                raise self._problems.get(HypervisorName.UML, error) from None
             return False
         return True
 

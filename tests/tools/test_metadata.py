@@ -85,7 +85,7 @@ def test_a_store_that_stays_away_is_told(serve: Serve, tmp_path: Path) -> None:
     cloud = serve({})
     cloud.shutdown()
     cloud.server_close()
-    outputs = report.Outputs({"status": 0}, str(tmp_path), str(tmp_path), [])
+    outputs = report.Outputs({"status": 0}, str(tmp_path), {})
     wanted = Report(status=f"http://127.0.0.1:{cloud.port}/run?key=secret")
     (problem,) = report.send(outputs, wanted, None)
     assert f"PUT http://127.0.0.1:{cloud.port}/run: " in problem
@@ -96,7 +96,7 @@ def test_outputs_come_before_the_status_and_each_again_until_it_is_taken(
     serve: Serve, tmp_path: Path
 ) -> None:
     cloud = serve({})
-    outputs = report.Outputs({"status": 0}, str(tmp_path), str(tmp_path), [])
+    outputs = report.Outputs({"status": 0}, str(tmp_path), {})
     wanted = Report(put=f"http://127.0.0.1:{cloud.port}/run/", headers={"X-Run": "42"})
     assert report.send(outputs, wanted, None) == []
     names = [line.rpartition("/")[2] for line in cloud.log]
@@ -108,7 +108,7 @@ def test_outputs_come_before_the_status_and_each_again_until_it_is_taken(
 def test_a_store_must_prove_who_it_is(serve: Serve, tmp_path: Path) -> None:
     known = certificate(tmp_path / "store.pem", "127.0.0.1")
     other = certificate(tmp_path / "other.pem", "127.0.0.1")
-    outputs = report.Outputs({"status": 0}, str(tmp_path), str(tmp_path), [])
+    outputs = report.Outputs({"status": 0}, str(tmp_path), {})
     with serving({}, certificate=tmp_path / "store.pem") as cloud:
         url = f"https://127.0.0.1:{cloud.port}/run"
         for wrong, cause in (

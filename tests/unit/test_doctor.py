@@ -15,7 +15,7 @@ from apppot.host.config.settings import Setting, Settings
 from apppot.host.doctor import checks as doctor
 from apppot.host.doctor.checks import Check, Mark
 from apppot.host.doctor.facts import Facts, Place
-from apppot.host.hypervisor.base import Verdict
+from apppot.host.hypervisor.base import HypervisorName, Verdict
 from apppot.host.pot.layout import Kernel
 from apppot.host.runs.timeline import Step
 
@@ -34,7 +34,7 @@ ABLE = Capabilities(
 GOOD = Facts(
     root=False,
     hypervisor=Setting("auto", "default"),
-    verdicts=(("uml", Verdict(True, "needs nothing of the host")),),
+    verdicts=((HypervisorName.UML, Verdict(True, "needs nothing of the host")),),
     kernel=TUNED,
     kernel_problem="",
     stale_kernel=False,
@@ -83,9 +83,9 @@ def test_good_machine_has_nothing_to_mend() -> None:
     assert doctor.usable(checks)
 
 
-def qemu(*, usable: bool = True) -> tuple[tuple[str, Verdict], ...]:
+def qemu(*, usable: bool = True) -> tuple[tuple[HypervisorName, Verdict], ...]:
     verdict = Verdict(usable, "fine" if usable else "QEMU 6.2 is too old", "newer")
-    return (*GOOD.verdicts, ("qemu", verdict))
+    return (*GOOD.verdicts, (HypervisorName.QEMU, verdict))
 
 
 def without(word: str) -> Capabilities:
@@ -102,7 +102,12 @@ def test_what_qemu_gives_is_said() -> None:
 
 CASES: list[tuple[str, dict[str, Any], Mark, str]] = [
     ("hypervisor", {"hypervisor": Setting("kvm", "$APPPOT_HYPERVISOR")}, Mark.FAIL, "kvm"),
-    ("hypervisor", {"verdicts": (("uml", Verdict(False, "needs x86_64")),)}, Mark.FAIL, "x86_64"),
+    (
+        "hypervisor",
+        {"verdicts": ((HypervisorName.UML, Verdict(False, "needs x86_64")),)},
+        Mark.FAIL,
+        "x86_64",
+    ),
     ("kernel", {"kernel": STOCK}, Mark.WARN, "6.1.12"),
     ("kernel", {"kernel": None, "kernel_problem": "none\n  remedy: build"}, Mark.FAIL, "none"),
     ("kernel", {"stale_kernel": True}, Mark.WARN, "another recipe"),

@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from apppot.guest import shares
+from apppot.guest.protocol.job import Job
 from apppot.host.capabilities.capabilities import Capabilities, limited
 from apppot.host.common.errors import HypervisorError, Unsuited
-from apppot.host.config.settings import Setting
+from apppot.host.config import settings
+from apppot.host.config.settings import Options, Setting
 from apppot.host.hypervisor import qemu, verdicts, xen, xenguard, xennet
-from apppot.host.hypervisor.base import Descriptors
-from apppot.host.hypervisor.choice import candidates
+from apppot.host.hypervisor.base import Descriptors, HypervisorName, Share
+from apppot.host.hypervisor.choice import KNOWN, candidates
 from apppot.host.hypervisor.launchplan import LaunchPlan, placed
 from apppot.host.hypervisor.qemu import Kvm, Qemu
 from apppot.host.hypervisor.uml import Uml
@@ -30,6 +33,15 @@ from tests.harness.plans import FOUND, HOST, IMAGE, plan
 AUTO = Setting("auto", "default")
 X86 = replace(FOUND, hypervisor=Qemu(HOST), kernel=replace(FOUND.kernel, features=frozenset()))
 XEN = replace(X86, hypervisor=Xen(HOST))
+
+
+def test_users_and_guests_know_the_same_names() -> None:
+    assert {kind.name for kind in KNOWN} == set(HypervisorName)
+    for name in HypervisorName:
+        assert settings.resolve(Options(hypervisor=str(name)), {}, ()).hypervisor.value == name
+    assert set(Share) == set(shares.KINDS)
+    for share in Share:
+        assert f'"share":"{share}"'.encode() in Job(share=share).dump()
 
 
 def argv(made: LaunchPlan, hypervisor: Qemu, network: int | None = None) -> list[str]:
@@ -258,13 +270,13 @@ def test_silence_is_remembered_for_this_boot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    verdicts.remember("kvm", "d1", "did not say HELLO")
-    verdicts.remember("kvm", "d2", "ended")
-    assert verdicts.recall("kvm", "d1") == "did not say HELLO"
-    assert verdicts.recall("kvm", "d2") == "ended"
-    assert verdicts.recall("uml", "d1") is None
+    verdicts.remember(HypervisorName.KVM, "d1", "did not say HELLO")
+    verdicts.remember(HypervisorName.KVM, "d2", "ended")
+    assert verdicts.recall(HypervisorName.KVM, "d1") == "did not say HELLO"
+    assert verdicts.recall(HypervisorName.KVM, "d2") == "ended"
+    assert verdicts.recall(HypervisorName.UML, "d1") is None
     monkeypatch.setattr(verdicts, "boot_id", lambda: "another")
-    assert verdicts.recall("kvm", "d1") is None
+    assert verdicts.recall(HypervisorName.KVM, "d1") is None
 
 
 # -- Xen -------------------------------------------------------------------------------------

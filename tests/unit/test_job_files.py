@@ -12,6 +12,7 @@ import pytest
 from apppot.guest.protocol import drive, globs
 from apppot.host.common.errors import Unsuited, UsageError
 from apppot.host.config import settings
+from apppot.host.hypervisor.base import Share
 from apppot.host.hypervisor.uml import Uml
 from apppot.host.machine import inputs
 from apppot.host.plan.jobfiles import JobFiles, plan_files
@@ -25,7 +26,7 @@ from tests.harness.plans import FOUND, HOST, IMAGE, plan
 class Alone(Uml):
     """A hypervisor that can show no directories of the host."""
 
-    share: str | None = None
+    share: Share | None = None
 
 
 ALONE = replace(FOUND, hypervisor=Alone(HOST))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
 from apppot.host.common import files, paths
 from apppot.host.common.errors import PotError
 from apppot.host.common.files import file_digest
-from apppot.host.pot import layout, probe, recipes, store
+from apppot.host.pot import archive, layout, probe, recipes, store
 from apppot.host.pot.kernel import stale_recipes
 
 
@@ -178,15 +179,15 @@ def test_publishing_one_kind_keeps_the_other_and_prunes_old_ones(homes: Path) ->
 def test_a_kernel_is_built_again_only_from_another_recipe(homes: Path) -> None:
     home = homes / "pot"
     uml, x86 = (recipes.load_kernel(name) for name in recipes.KERNELS)
-    assert stale_recipes(home, [uml, x86], False) == [uml, x86]
+    assert stale_recipes([uml, x86], False) == [uml, x86]
     store.publish(home, "kernel", [put(home, "work/linux")], {"recipe": uml.digest})
-    assert stale_recipes(home, [uml, x86], False) == [x86]
+    assert stale_recipes([uml, x86], False) == [x86]
     files = [put(home, f"work/{name}") for name, _ in x86.files]
     store.publish(home, "kernel-x86_64", files, {"recipe": x86.digest})
-    assert stale_recipes(home, [uml, x86], False) == []
-    assert stale_recipes(home, [uml], True) == [uml]
+    assert stale_recipes([uml, x86], False) == []
+    assert stale_recipes([uml], True) == [uml]
     newer = dataclasses.replace(x86, digest="another")
-    assert stale_recipes(home, [uml, newer], False) == [newer]
+    assert stale_recipes([uml, newer], False) == [newer]
 
 
 def test_lpj_is_kept_per_kernel(homes: Path) -> None:
@@ -261,3 +262,60 @@ def test_a_pot_may_lie_in_one_of_several_places(
 
 def test_a_pot_that_is_named_is_the_only_one(homes: Path) -> None:
     assert paths.pot_homes() == (str(homes / "pot"),)
+
+
+@pytest.fixture
+def places(homes: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The pots of user, package and site, none of which is there yet."""
+    monkeypatch.delenv("APPPOT_POT")
+    names = ("user", "package", "site")
+    found = {name: homes / name / "pot" for name in names}
+    monkeypatch.setattr(layout, "pot_homes", lambda: tuple(map(str, found.values())))
+    return found
+
+
+def publish(pot: Path, kind: str, **facts: object) -> None:
+    store.publish(pot, kind, [put(pot, "work/file", pot.parent.name.encode())], facts)
+
+
+def test_builds_and_export_take_what_the_launcher_takes(
+    places: dict[str, Path], homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uml = recipes.load_kernel("uml")
+    with pytest.raises(PotError, match="no runtime") as caught:
+        layout.find_runtime()
+    assert all(str(place) in str(caught.value) for place in places.values())
+    assert stale_recipes([uml], False) == [uml]
+    publish(places["site"], "kernel", recipe=uml.digest, release="7", features=[])
+    publish(places["package"], "runtime")
+    assert stale_recipes([uml], False) == []
+    assert store.current("kernel-x86_64") is None
+    assert store.current("runtime") == (
+        places["package"],
+        store.entry(places["package"], "runtime"),
+    )
+    monkeypatch.setattr(archive, "FILES", {"kernel": ("file",), "runtime": ("file",)})
+    archive.export_pot(str(homes / "pot.tar"))
+    with tarfile.open(homes / "pot.tar") as tar:
+        kernel, runtime = (tar.extractfile(f"{kind}/file") for kind in archive.FILES)
+        assert kernel is not None and kernel.read() == b"site"
+        assert runtime is not None and runtime.read() == b"package"
+
+
+def test_what_a_pot_in_front_has_lost_is_not_taken_from_another(places: dict[str, Path]) -> None:
+    """Else a damaged pot would run something older, and no build would mend it."""
+    for name in ("user", "site"):
+        publish(places[name], "runtime")
+    Path(layout.find_runtime()).unlink()
+    with pytest.raises(PotError, match="missing or unreadable"):
+        layout.find_runtime()
+    assert store.current("runtime") is None
+
+
+def test_a_damaged_pot_harms_only_those_who_need_it(places: dict[str, Path]) -> None:
+    publish(places["user"], "runtime")
+    put(places["site"], layout.MANIFEST, b"{")
+    assert Path(layout.find_runtime()).read_bytes() == b"user"
+    with pytest.raises(PotError, match="damaged"):
+        layout.find_x86_kernel()
+    assert store.current("kernel-x86_64") is None

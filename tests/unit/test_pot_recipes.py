@@ -104,6 +104,8 @@ def test_the_runtime_recipe_is_whole() -> None:
     assert recipe.image.devices["dev/null"] == (1, 3)
     assert recipe.sudo.is_file() and recipe.llistxattr.is_file()
     assert recipe.init.read_text().startswith("#!/usr/bin/python3.11 -IS\n")
+    # By this name the launcher calls it.
+    assert recipe.links["usr/bin/python3"] == recipe.python.removeprefix("usr/bin/")
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,8 @@ lsblk -dno TRAN,NAME 2>/dev/null || true
 
 def test_bios_with_a_config_drive_and_an_output_disk(disk: Path, out: Path, tmp_path: Path) -> None:
     script = LOOK + 'echo lost >&2; mkdir a; printf %s "$DATA" | base64 -d >a/data; exit 7'
-    words = {"env": {"DATA": base64.b64encode(DATA[:60_000]).decode()}, "outputs": ["**/data", "b"]}
+    patterns = ["**/data", "b", "/etc/hostnam[e]", "/none/*"]
+    words = {"env": {"DATA": base64.b64encode(DATA[:60_000]).decode()}, "outputs": patterns}
     config = job_drive(tmp_path / "config", command=script, hostname="node7", **words)
     drives = [f"file={path},format=raw" for path in (config, out)]
     text = until_off(pc(disk, drives, *SERIAL, "-nic", "user,model=e1000,restrict=on"))
@@ -191,7 +192,9 @@ def test_bios_with_a_config_drive_and_an_output_disk(disk: Path, out: Path, tmp_
     assert said[:6] == [CHANGED, "user", "/home/user/job", "node7", "BIOS", "e1000"], said
     assert found.members["apppot/stderr"] == b"lost\n"
     assert found.members["job/a/data"] == DATA[:60_000]
-    assert (found.status["status"], found.status["missing"]) == (7, ["b"])
+    assert found.members["job/hostname"] == b"node7\n"
+    assert found.status["outputs"] == ["a/data", "hostname"]
+    assert (found.status["status"], found.status["missing"]) == (7, ["b", "/none/*"])
     assert found.status["user_seconds"] > 0
 
 

@@ -21,6 +21,8 @@ _PROGRAM = (
     "import sys; sys.path.insert(0, '/usr/lib/apppot');"
     "from apppot.guest.merge.changes import main; sys.exit(main(sys.argv[1:]))"
 )
+# In the runtime a link to its interpreter, of whichever version the recipe has.
+_PYTHON = "/usr/bin/python3"
 
 
 @frozen
@@ -49,7 +51,7 @@ def run(
     """
     command = GuestCommand(
         layers.image,
-        ("/usr/bin/python3.11", "-IS", "-c", _PROGRAM, *words),
+        (_PYTHON, "-IS", "-c", _PROGRAM, *words),
         job_dir=folder,
         in_pot=True,
         binds=layers.binds,
