@@ -106,7 +106,7 @@ def test_the_digest_does_not_depend_on_when_or_how(tmp_path: Path) -> None:
     (tmp_path / "two.tar.gz").write_bytes(gzip.compress(b"".join(members) + bytes(1024)))
     second = importer.import_file(str(tmp_path / "two.tar.gz"))
     script = """
-import sys; from apppot.host.images import importer
+import sys; from apppot.host.images.importing import importer
 print(importer.import_file('-', 'three').digest)
 """
     third = subprocess.run(
@@ -166,7 +166,7 @@ def test_highly_compressed_members_cost_neither_memory_nor_disk(tmp_path: Path) 
             out.write(bytes(MEBI))
         out.write(bytes(1024))
     script = f"""
-import resource; from apppot.host.images import importer
+import resource; from apppot.host.images.importing import importer
 print(importer.import_file({str(packed)!r}).size)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -200,7 +200,7 @@ def test_many_entries_take_bounded_memory_and_time(tmp_path: Path) -> None:
         for number in range(count):
             archive.addfile(tarfile.TarInfo(f"d{number % 997}/f{number}"), io.BytesIO())
     script = f"""
-import resource, sys; from apppot.host.images import importer
+import resource, sys; from apppot.host.images.importing import importer
 importer.import_file({str(tmp_path / "many.tar")!r})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -213,7 +213,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_kill_at_any_moment_leaves_nothing_half_made(tmp_path: Path, own_store: Path) -> None:
     data = os.urandom(8 * MEBI)
     path = put(tmp_path / "big.tar", header("f", size=len(data)), data)
-    script = f"from apppot.host.images import importer; importer.import_file({path!r}, 'big')"
+    script = (
+        f"from apppot.host.images.importing import importer; importer.import_file({path!r}, 'big')"
+    )
     for delay in (0.1, 0.2, 0.3, 0.4, 0.6):
         with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as job:
             time.sleep(delay)

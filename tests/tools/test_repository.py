@@ -494,7 +494,7 @@ def offer_blindly(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sham = Probed(ImageFormat.SQUASHFS, found[1].size)
     fake = Image(path, ImageFormat.SQUASHFS, found[1].digest, found[1], sham)
     with monkeypatch.context() as context:
-        context.setattr(store, "resolve", lambda reference: fake)
+        context.setattr(publish, "resolve", lambda reference: fake)
         offer(repo, "base:1")
 
 

@@ -67,9 +67,11 @@ def small(apppot: Launcher) -> Record:
     env = apppot.environment()
     script = """
 import sys; from apppot.host.images import store
-with store.workspace() as folder:
+from apppot.host.images.record import Record
+from apppot.host.images.workspace import workspace
+with workspace() as folder:
     import os, shutil; path = os.path.join(folder, "image"); shutil.copy(sys.argv[1], path)
-    store.add(path, store.Record("", "small", "1", "squashfs", 0, command=("-c", "pwd; id -un"),
+    store.add(path, Record("", "small", "1", "squashfs", 0, command=("-c", "pwd; id -un"),
         entrypoint=("/bin/sh",), env={"A": "b c"}, workdir="/etc", user="root"))
 """
     python = str(Path(apppot.who.command[0]).with_name("python"))

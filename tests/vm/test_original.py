@@ -18,7 +18,7 @@ from tests.harness.layers import apart, busybox_tree
 from tests.harness.vm import IMAGE, RELEASE, Launcher, Result, Who, myself
 
 Factory = Callable[[Who], Launcher]
-START = "from apppot.host.original import main; main()"
+START = "from apppot.host.original.start import main; main()"
 APPLETS = ("sh", "cat", "id", "ls", "mkdir", "rm", "sha256sum", "stat", "sync", "uname")
 
 
