@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MESSAGE_BYTES = 4096  # of one message
 _TEXT_CHARACTERS = 300  # each takes 12 bytes at most
 _LAST_SIGNAL = 64
+_IDS = 1 << 32  # of users, and of groups
+_LONGEST_GRACE = 1e9  # seconds; no duration on a command line is longer
 
 
 @frozen
@@ -102,23 +104,22 @@ def dump(message: Order | Answer) -> bytes:
 
 def load_order(data: bytes) -> Order:
     """What a client asks.  Raises ValueError."""
-    match json.loads(data):
+    match _parsed(data):
         case {"exec": _}:
             return Execute()
         case {"signal": int(number)} if 0 < number <= _LAST_SIGNAL:
             return Signal(number)
-        case {"resize": [int(rows), int(columns)]} if all(
-            0 <= n < 1 << 16 for n in (rows, columns)
-        ):
+        case {"resize": [int(rows), int(columns)]} if _is_size(rows, columns):
             return Resize(rows, columns)
-        case {"stop": float() | int() as grace}:
-            return Stop(max(0.0, float(grace)))
+        # Compared before it is made a float, which an integer may be too large for.
+        case {"stop": float() | int() as grace} if grace < _LONGEST_GRACE:
+            return Stop(float(max(0, grace)))
     raise ValueError("no order")
 
 
 def load_answer(data: bytes) -> Answer:
     """What a launcher says.  Raises ValueError."""
-    match json.loads(data):
+    match _parsed(data):
         case {"started": _}:
             return Started()
         case {"stopped": _}:
@@ -153,12 +154,29 @@ class ExecRequest:
 
     @classmethod
     def load(cls, data: bytes) -> ExecRequest:
-        """The request that `dump` wrote.  Raises ValueError, TypeError or KeyError."""
-        value = json.loads(data)
+        """The request that `dump` wrote.  Raises ValueError, TypeError or KeyError.
+
+        What the guest's agent cannot act on would end the guest, and the payload with it.
+        """
+        value = _parsed(data)
         value["argv"] = tuple(a2b_base64(word) for word in value["argv"])
         value["env"] = {a2b_base64(name): a2b_base64(word) for name, word in value["env"]}
         value["cwd"] = None if value["cwd"] is None else a2b_base64(value["cwd"])
-        return cls(**value)
+        request = cls(**value)
+        request._check()
+        return request
+
+    def _check(self) -> None:
+        """Raise ValueError where fields hold what is none."""
+        if not all(isinstance(flag, bool) for flag in (self.tty, self.read_stdin)):
+            raise ValueError("a flag that is neither true nor false")
+        if not _is_size(self.rows, self.columns):
+            raise ValueError("no size of a terminal")
+        if not (self.user is None or isinstance(self.user, str)):
+            raise ValueError("no name of a user")
+        for word in (self.user or "").split(":"):
+            if word.isdecimal() and int(word) >= _IDS:
+                raise ValueError(f"no account has the number {word}")
 
     def job(self, payload: Job) -> Job:
         """The description of a process beside `payload`, without what only a boot needs."""
@@ -175,6 +193,19 @@ class ExecRequest:
             job.cwd = os.path.join(start.encode(), self.cwd)
         job.user = self.user or job.user
         return job
+
+
+def _parsed(data: bytes) -> Any:
+    """The JSON of a message.  Raises ValueError."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:  # JSON's answer to deep nesting
+        raise ValueError("nested too deeply") from error
+
+
+def _is_size(rows: Any, columns: Any) -> bool:
+    """Whether a terminal can have that size, and a RESIZE frame hold it."""
+    return all(isinstance(count, int) and 0 <= count < 1 << 16 for count in (rows, columns))
 
 
 def _text(data: bytes) -> str:

@@ -195,8 +195,9 @@ class Joined:
             Sink(first + frames.STDERR, client.fds[2]),
         )
         client.streams = ProcessStreams(source, sinks, self._send)
-        self._processes[client.number] = client
         self._describe(client, request.job(self._job).dump())
+        # Only now: of one that was never described no EXIT comes, which would free its number.
+        self._processes[client.number] = client
 
     def _describe(self, client: Client, description: bytes) -> None:
         if self._exchange is None:
@@ -219,6 +220,8 @@ class Joined:
             first = client.number * frames.STREAMS
             for stream in (frames.STDIN, frames.STDOUT, frames.STDERR):
                 self._send(frames.encode(frames.CLOSED, first + stream))
+        else:
+            self._remove_description(client)
         client.let_go()
 
     def _signal(self, client: Client, number: int) -> None:
@@ -240,7 +243,7 @@ class Joined:
         match kind:
             case frames.STARTED:
                 client.streams.started = True
-                self._read_in(client)
+                self._remove_description(client)
                 client.say(Started())
             case frames.STOPPED:
                 client.say(Stopped())
@@ -250,14 +253,14 @@ class Joined:
                 outcome = Outcome(report=checked_report(json.loads(payload)))
                 self._ended(client, Exited(exit_code(outcome), complaint(outcome)))
 
-    def _read_in(self, client: Client) -> None:
-        """The guest has read the description, which may hold secrets."""
+    def _remove_description(self, client: Client) -> None:
+        """The guest has read it, or never will; it may hold secrets."""
         if client.name and self._exchange is not None:
             os.unlink(os.path.join(self._exchange, client.name))
             client.name = ""
 
     def _ended(self, client: Client, last: Answer) -> None:
-        self._read_in(client)
+        self._remove_description(client)
         client.last = last
         if client.streams is not None:
             client.streams.ended()

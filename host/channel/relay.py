@@ -14,7 +14,6 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apppot.guest.protocol import frames
@@ -64,8 +63,8 @@ def heartbeat_limit(env: Mapping[str, str] = os.environ) -> float:
         raise UsageError(f"${HEARTBEAT_VARIABLE}: {error.cause}", error.hint) from error
 
 
-@dataclass
-class Machine:
+@frozen
+class RunningMachine:
     """The hypervisor's process, as the relay sees it; `channel` is our end of the guest's channel.
 
     `is_stopped`: whether somebody has stopped it; `says`: its own word on its end, or nothing.
@@ -78,7 +77,7 @@ class Machine:
     says: Callable[[], str]
 
 
-@dataclass
+@frozen
 class Ends:
     """The launcher's ends of the payload's streams, and its terminal where it shows one."""
 
@@ -124,7 +123,12 @@ class Relay:
     """Runs one guest's channel.  `run` returns its Outcome or raises GuestFailed or Aborted."""
 
     def __init__(
-        self, machine: Machine, ends: Ends, limits: Limits, helper: HelperOutput, hooks: Hooks
+        self,
+        machine: RunningMachine,
+        ends: Ends,
+        limits: Limits,
+        helper: HelperOutput,
+        hooks: Hooks,
     ) -> None:
         self._machine, self._limits, self._hooks = machine, limits, hooks
         self._channel, self._console = machine.channel, machine.console

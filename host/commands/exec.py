@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from apppot.host.channel.control import ExecRequest, Order
+    from apppot.host.channel.signals import CaughtSignals
     from apppot.host.common.terminal import Terminal
     from apppot.host.runs.records import RunRecord
 
@@ -40,17 +41,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command in the guest; returns its status."""
+    from apppot.host.channel.signals import CaughtSignals
     from apppot.host.common import terminal
     from apppot.host.runs import records
 
     record = records.find(args.name)
     request = _request(args)
-    with records.connect(record) as connection:
+    # Signals are caught until the terminal is as it was: nobody else restores it.
+    with records.connect(record) as connection, CaughtSignals() as signals:
         tty = terminal.Terminal(0) if request.tty and terminal.is_terminal(0) else None
         client = _Client(connection, record, tty)
         client.ask(request)
         try:
-            return client.serve()
+            return client.serve(signals)
         finally:
             if tty is not None:
                 tty.restore()
@@ -104,22 +107,19 @@ class _Client:
         socket.send_fds(self._connection, [control.dump(control.Execute())], [0, 1, 2, file])
         os.close(file)
 
-    def serve(self) -> int:
+    def serve(self, signals: CaughtSignals) -> int:
         """Pass signals on until the command has ended; its status.  Raises RunError."""
-        from apppot.host.channel.signals import CaughtSignals
-
-        with CaughtSignals() as signals:
-            while True:
-                poll = select.poll()
-                poll.register(signals.fd, select.POLLIN)
-                poll.register(self._connection, select.POLLIN)
-                ready = dict(poll.poll())
-                for number in signals.take():
-                    self._signal(number)
-                if self._connection.fileno() in ready:
-                    status = self._hear()
-                    if status is not None:
-                        return status
+        while True:
+            poll = select.poll()
+            poll.register(signals.fd, select.POLLIN)
+            poll.register(self._connection, select.POLLIN)
+            ready = dict(poll.poll())
+            for number in signals.take():
+                self._signal(number)
+            if self._connection.fileno() in ready:
+                status = self._hear()
+                if status is not None:
+                    return status
 
     def _hear(self) -> int | None:
         from apppot.host.channel import control

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from apppot.host.channel.console import Console
 from apppot.host.channel.outcome import GuestFailed, exit_code
-from apppot.host.channel.relay import Ends, Hooks, Limits, Machine, Relay
+from apppot.host.channel.relay import Ends, Hooks, Limits, Relay, RunningMachine
 from apppot.host.channel.streams import Sink, Source
 from apppot.host.common import terminal
 from apppot.host.common.errors import (
@@ -158,8 +158,8 @@ def _hold_images(plan: LaunchPlan, stack: contextlib.ExitStack) -> None:
             stack.callback(os.close, hold(item.source))
 
 
-def _machine(record: Run, channel: int, vm: Child, console: Console) -> Machine:
-    return Machine(
+def _machine(record: Run, channel: int, vm: Child, console: Console) -> RunningMachine:
+    return RunningMachine(
         channel,
         vm,
         console,

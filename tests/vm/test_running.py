@@ -7,14 +7,25 @@ import json
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from apppot.host.channel.control import ExecRequest
 
-from tests.harness.vm import IMAGE, RELEASE, Launcher, Result, Running, Terminal, eventually
+from tests.harness.vm import (
+    IMAGE,
+    RELEASE,
+    TIMEOUT,
+    Launcher,
+    Result,
+    Running,
+    Terminal,
+    eventually,
+)
 
 OnTerminal = Callable[..., Terminal]
 
@@ -368,7 +379,9 @@ def test_clients_that_talk_nonsense(runs: Runs) -> None:
     (row,) = runs.listed()
     place = os.path.join(row["run_directory"], "control")
     reader, writer = os.pipe()
-    for data in (b"", b"x", b"[]", b"{}", b'{"exec": 1}', b'{"stop": "x"}', b'{"signal": -1}'):
+    huge, deep = b'{"stop": 1%s}' % (b"0" * 400), b"[" * 4000
+    orders = (b"", b"x", b"[]", b"{}", b'{"exec": 1}', b'{"stop": "x"}', b'{"signal": -1}')
+    for data in (*orders, huge, deep):
         for fds in ([], [0], [0, 1, 2, reader], [0, 1, 2, 0, 1, 2]):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
                 client.connect(place)
@@ -382,6 +395,30 @@ def test_clients_that_talk_nonsense(runs: Runs) -> None:
         assert runs.exec("vm", "echo", "x").ok() == b"x\n"
     assert len(os.listdir(table)) <= before
     assert os.listdir(os.path.join(row["run_directory"], "exchange")) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tty": True, "rows": "x"}, {"rows": -1}, {"user": [1]}, {"user": "99999999999999999999"}],
+)
+def test_requests_that_no_guest_can_act_on(runs: Runs, fields: dict[str, Any]) -> None:
+    """What one client asks is refused; the payload does not notice."""
+    import socket
+
+    runs.detach("sleep", "1000")
+    (row,) = runs.listed()
+    request = json.loads(ExecRequest((b"true",), {}).dump())
+    with tempfile.TemporaryFile() as file, open(os.devnull, "r+b") as nothing:
+        file.write(json.dumps({**request, **fields}).encode())
+        file.flush()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(TIMEOUT)
+            client.connect(os.path.join(row["run_directory"], "control"))
+            fds = [nothing.fileno()] * 3 + [file.fileno()]
+            socket.send_fds(client, [b'{"exec": 1}'], fds)
+            assert b"bad request" in client.recv(4096)
+    assert runs.exec("vm", "uname", "-r").ok().decode().startswith(RELEASE)
+    assert runs.state() == "running"
 
 
 def test_interrupted_while_it_starts(runs: Runs, apppot: Launcher) -> None:
