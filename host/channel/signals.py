@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from apppot.host.common import terminal
@@ -43,7 +43,7 @@ class CaughtSignals:
         os.set_blocking(self._write, False)
         for number in (*FORWARDED, *_OWN):
             if signal.getsignal(number) is not signal.SIG_IGN or number in _OWN:
-                self._before[number] = signal.signal(number, lambda number, _: self.add(number))
+                self._before[number] = signal.signal(number, self._catch)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         return self
 
@@ -59,9 +59,13 @@ class CaughtSignals:
         os.close(self.fd)
         os.close(self._write)
 
+    def _catch(self, number: int, _: FrameType | None) -> None:
+        self._pending.append(number)  # Python itself has written to the wakeup descriptor
+
     def add(self, number: int) -> None:
-        """As if the signal had come."""
+        """As if the signal had come; while it is entered."""
         self._pending.append(number)
+        os.write(self._write, b"\0")
 
     def take(self) -> Iterator[int]:
         """Those that have come, in order."""
