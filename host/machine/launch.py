@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,14 @@ from apppot.host.common import terminal
 from apppot.host.common.errors import (
     HypervisorError,
 )
+from apppot.host.confinement.sandbox import Sandbox
 from apppot.host.hypervisor.base import Descriptors
 from apppot.host.hypervisor.launchplan import LaunchPlan, placed
 from apppot.host.images.workspace import hold
 from apppot.host.machine.disks import check_file_size, disk_files, write_drive
 from apppot.host.machine.failure import explained
 from apppot.host.machine.helpers import (
+    Helper,
     connect_monitor,
     monitor_sockets,
     once_connected,
@@ -42,6 +45,7 @@ from apppot.host.machine.sandbox import (
     run_directory,
 )
 from apppot.host.process import cpus
+from apppot.host.process.rundir import RunDir
 from apppot.host.process.spawn import Child, any_stopped, spawn
 
 if TYPE_CHECKING:
@@ -75,12 +79,45 @@ def run(
     return record
 
 
+@dataclass
+class _Places:
+    """What is made for one run before anything is started."""
+
+    rundir: RunDir
+    tty: terminal.Terminal | None
+    exchange: str | None  # the directory for much input, where the hypervisor has one
+    net: str
+    cpus: tuple[int, ...]  # of its own; empty: any
+    disks: list[int]
+    sandbox: Sandbox
+
+
+@dataclass
+class _Started:
+    """What was started, and our ends of it."""
+
+    vm: Child
+    channel: int
+    console: int
+    helper: Helper
+    orders: socket.socket | None  # the hypervisor's monitor
+
+
 def _start(
     record: Run,
     stack: contextlib.ExitStack,
     open_recorder: Callable[[], RecordKeeper] | None,
     start: WarmStart | None,
 ) -> Relay:
+    places = _places(record, stack)
+    record.mark("planned")
+    started = _machine(record, places, start, stack)
+    record.mark("hypervisor")
+    # While the guest boots: nothing waits for it.
+    return _relay(record, places, started, open_recorder, start, stack)
+
+
+def _places(record: Run, stack: contextlib.ExitStack) -> _Places:
     plan, hypervisor = record.plan, record.plan.hypervisor
     check_file_size(plan)
     _hold_images(plan, stack)
@@ -97,12 +134,20 @@ def _start(
     sandbox = furnished(plan, rundir, disks)
     record.job = placed(plan.job, sandbox.view)
     write_drive(plan, record.job, rundir)
-    record.mark("planned")
+    own = () if held is None else (held.cpu,)
+    return _Places(rundir, tty, exchange, net, own, disks, sandbox)
+
+
+def _machine(
+    record: Run, places: _Places, start: WarmStart | None, stack: contextlib.ExitStack
+) -> _Started:
+    """Start the helpers and the hypervisor."""
+    plan, rundir = record.plan, places.rundir
     console_read, console_write = os.pipe()
     helper = start_network(plan, rundir, stack)
     ours, theirs = socket.socketpair()
     stack.callback(ours.close)
-    orders, monitor = monitor_sockets(hypervisor, stack)
+    orders, monitor = monitor_sockets(plan.hypervisor, stack)
     inherited = Descriptors(
         theirs.fileno(),
         None if helper.wire is None else helper.wire.fileno(),
@@ -115,37 +160,57 @@ def _start(
     vm = spawn(
         record.argv,
         output=console_write,
-        keep=[*inherited.all(), *disks],
-        cpus=() if held is None else (held.cpu,),
-        env=hypervisor_environment(sandbox),
-        before_exec=sandbox.before_exec,
+        keep=[*inherited.all(), *places.disks],
+        cpus=places.cpus,
+        env=hypervisor_environment(places.sandbox),
+        before_exec=places.sandbox.before_exec,
         announce=rundir.ends_with_us,
     )
-    stack.callback(vm.end if hypervisor.guarded else vm.kill)
-    record.mark("hypervisor")
+    stack.callback(vm.end if plan.hypervisor.guarded else vm.kill)
     theirs.close()
     os.close(console_write)
-    # While the guest boots: nothing waits for it.
-    on_network_up = once_connected(plan, helper, net)
-    recorder = None if open_recorder is None else open_recorder()
-    listener = None if recorder is None else stack.enter_context(recorder.open(rundir.path))
-    record.console = Console(console_read, _log(plan, stack))
-    if tty is not None:
-        tty.raw()
-    if orders is not None and monitor is not None:
+    if monitor is not None:
         monitor.close()
+    return _Started(vm, ours.fileno(), console_read, helper, orders)
+
+
+def _relay(
+    record: Run,
+    places: _Places,
+    started: _Started,
+    open_recorder: Callable[[], RecordKeeper] | None,
+    start: WarmStart | None,
+    stack: contextlib.ExitStack,
+) -> Relay:
+    """Who carries what the guest says, and what others ask of it."""
+    plan, vm = record.plan, started.vm
+    on_network_up = once_connected(plan, started.helper, places.net)
+    recorder = None if open_recorder is None else open_recorder()
+    folder = places.rundir.path
+    listener = None if recorder is None else stack.enter_context(recorder.open(folder))
+    record.console = Console(started.console, _log(plan, stack))
+    if places.tty is not None:
+        places.tty.raw()
+    if (orders := started.orders) is not None:
         record.monitor = connect_monitor(orders) if start is None else start.attach(orders)
+    machine = RunningMachine(
+        started.channel,
+        vm,
+        record.console,
+        is_stopped=lambda: any_stopped(vm.pid),
+        says=lambda: "" if record.monitor is None else record.monitor.account(),
+    )
     hooks = Hooks(
         network_up=on_network_up,
         started=bool if recorder is None else recorder.started,
         hello=None if start is None else start.hello,
         listener=listener,
-        join=partial(_joined, record, exchange),
+        join=partial(_joined, record, places.exchange),
         take_files=None if plan.returned is None else partial(_returned, plan.returned),
     )
-    machine = _machine(record, ours.fileno(), vm, record.console)
+    ends = _ends(plan, places.exchange, places.tty)
     limits = Limits(plan.hello_timeout, plan.time_limit)
-    relay = Relay(machine, _ends(plan, exchange, tty), limits, helper.output, hooks)
+    relay = Relay(machine, ends, limits, started.helper.output, hooks)
     if start is not None:
         relay.send(start.first)
     return relay
@@ -156,16 +221,6 @@ def _hold_images(plan: LaunchPlan, stack: contextlib.ExitStack) -> None:
     for item in plan.shown:
         if item.name.startswith("image"):
             stack.callback(os.close, hold(item.source))
-
-
-def _machine(record: Run, channel: int, vm: Child, console: Console) -> RunningMachine:
-    return RunningMachine(
-        channel,
-        vm,
-        console,
-        is_stopped=lambda: any_stopped(vm.pid),
-        says=lambda: "" if record.monitor is None else record.monitor.account(),
-    )
 
 
 def _ends(plan: LaunchPlan, exchange: str | None, tty: terminal.Terminal | None) -> Ends:

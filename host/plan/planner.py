@@ -60,15 +60,8 @@ def make_plan(request: Request, settings: Settings, caller: Caller, found: Findi
     if files.copy:
         job.job_dir, job.job_copy = None, True
     scratch = settings.scratch.value
-    if request.session_disk is not None:
-        if scratch is not None:
-            raise UsageError("a session has a disk of its own", "leave out --scratch")
-        job.scratch, job.session = found.hypervisor.devices[len(disks)].encode(), True
-        shown.append(Shown("session", request.session_disk, writable=True))
-        disks.append(Disk("session", writable=True))
-    elif scratch is not None:
-        job.scratch = found.hypervisor.devices[len(disks)].encode()
-        disks.append(Disk("run/scratch", writable=True))
+    job.scratch = _writable_layer(request.session_disk, scratch, found, disks, shown)
+    job.session = request.session_disk is not None
     if found.hypervisor.kernel == "uml":
         _check_cpus(settings.cpus, found.kernel)
     meant = settings.confine.value == "off" or not found.hypervisor.confinable
@@ -100,6 +93,27 @@ def make_plan(request: Request, settings: Settings, caller: Caller, found: Findi
         inputs=request.inputs,
         returned=found.job_directory if files.come_back() else None,
     )
+
+
+def _writable_layer(
+    session_disk: str | None,
+    scratch: int | None,
+    found: Findings,
+    disks: list[Disk],
+    shown: list[Shown],
+) -> bytes | None:
+    """The guest's disk for what is written, added to `disks`; None: it is memory."""
+    if session_disk is None and scratch is None:
+        return None
+    device = found.hypervisor.devices[len(disks)].encode()
+    if session_disk is None:
+        disks.append(Disk("run/scratch", writable=True))
+        return device
+    if scratch is not None:
+        raise UsageError("a session has a disk of its own", "leave out --scratch")
+    shown.append(Shown("session", session_disk, writable=True))
+    disks.append(Disk("session", writable=True))
+    return device
 
 
 def _confinement(
