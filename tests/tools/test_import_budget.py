@@ -1,4 +1,4 @@
-"""What the agent imports on its way to the payload, and what the launcher does."""
+"""What the agent imports on its way to the payload; the launcher: test_launcher_modules."""
 
 from __future__ import annotations
 
