@@ -41,8 +41,10 @@ _KEPT_FAILURES = 20
 def keep_failure(record: Run, reason: str, console: str) -> str:
     """Write console and plan where the user finds them after the run; the directory."""
     last = OSError("no place")
+    # Not the process's number: those of two PID namespaces may be the same.
+    name = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.urandom(4).hex()}"
     for home in (state_home(), f"/tmp/apppot-failures-{os.getuid()}"):
-        place = os.path.join(home, "failures", f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+        place = os.path.join(home, "failures", name)
         try:
             os.makedirs(place, mode=0o700)
             _write(os.path.join(place, "console.log"), console)
