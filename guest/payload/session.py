@@ -46,6 +46,7 @@ class Session:
         self._processes: dict[int, Process] = {}  # by number, the payload among them
         self._join: Join | None = None
         self._described: dict[int, bytes] = {}  # descriptions of processes to come
+        self._early: list[tuple[int, bytes]] = []  # for the payload, from before it started
         self.files: Files | None = None  # what comes back, where anything does
         self._childless = False
         self._leftover_deadline: float | None = None
@@ -82,6 +83,8 @@ class Session:
         self._join = join
         if payload.error is None:
             self.channel.send(frames.STARTED, payload=b"{}")
+        for kind, said in self._early:
+            self._process_frame(self._payload, kind, 0, said)
         while not self._finished(self._payload):
             self._turn()
         for number in [number for number in self._processes if number]:
@@ -176,6 +179,8 @@ class Session:
             self._exec(number, payload)
         elif kind == frames.CREDIT and stream == frames.FILES and self.files is not None:
             self.files.credit += frames.U32.unpack(payload)[0]
+        elif number == 0 and self._payload is None and kind in (frames.SIGNAL, frames.RESIZE):
+            self._early.append((kind, payload))
         # What was on its way to a process that has ended has lost its purpose.
         elif number in self._processes:
             self._process_frame(self._processes[number], kind, stream, payload)
@@ -206,7 +211,7 @@ class Session:
                 raise ValueError("the main process has ended")
             description = self._described.pop(number, None) or _exchanged(payload)
             started, tty = self._join(description, self._payload.payload.pid)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever was asked for: the payload goes on
             reason = {"step": "exec", "reason": f"{error}"[:1000]}
             self.channel.send(frames.FAILED, control, dumps(reason).encode())
             return

@@ -139,6 +139,7 @@ class Relay:
         self.outcome = Outcome()
         # What the payload leaves, where its directory is not shared.
         self.returned = None if hooks.take_files is None else hooks.take_files(self)
+        self._went = False  # GO was said
         self._returning = False
         self._decoder = frames.Decoder(frames.GUEST_TYPES)
         self._out = bytearray()
@@ -362,6 +363,7 @@ class Relay:
 
     def _go(self) -> None:
         self._mark("go")
+        self._went = True
         said = json.dumps({"version": frames.VERSION, "time": time.time()})
         self.send(frames.encode(frames.GO, payload=said.encode()))
 
@@ -372,7 +374,8 @@ class Relay:
             self._heard = time.monotonic()
         if self._control.take(number):
             return
-        if not self._streams.started or (self._returning and number in ENDING):
+        # From GO on a signal is the payload's, though nobody here may have heard of its start yet.
+        if not self._went or (self._returning and number in ENDING):
             raise Aborted(number)
         self._payload_signal(number)
 

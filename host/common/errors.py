@@ -27,7 +27,7 @@ class ApppotError(Exception):
 
 
 class Aborted(Exception):
-    """A signal ended the launcher before the payload started, or after it had ended."""
+    """A signal ended the launcher before it let the guest go on, or after the payload had ended."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")

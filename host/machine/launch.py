@@ -62,7 +62,7 @@ def run(
 
     `start` is for a machine that is to be kept, or that resumes.
 
-    Raises HypervisorError when the guest failed, Aborted when a signal came before the payload.
+    Raises HypervisorError when the guest failed, Aborted when a signal came before GO.
     """
     record = Run(plan)
     for warning in plan.warnings:

@@ -89,6 +89,31 @@ def test_signal_before_the_guest_is_up(apppot: Launcher, name: str) -> None:
     apppot.await_nothing_left()
 
 
+def test_signal_right_after_the_first_instruction(apppot: Launcher) -> None:
+    """Whether or not the launcher has read by then that the payload has started.
+
+    It is stopped for a moment at ever later points of a start: at some of them it has said GO,
+    and the payload runs behind its back.
+    """
+    script = "trap 'echo got; exit 7' USR1; echo up > up; while :; do sleep 0.05; done"
+    up, unheard = apppot.work / "up", 0
+    for attempt in range(30):
+        running = apppot.start(IMAGE, "sh", "-c", script)
+        time.sleep(0.08 + 0.012 * attempt)
+        running.signal(signal.SIGSTOP)
+        eventually(up.exists, 0.4)
+        unheard += up.exists()
+        if up.exists():
+            running.signal(signal.SIGUSR1)
+        running.signal(signal.SIGCONT)
+        assert eventually(up.exists)
+        running.signal(signal.SIGUSR1)
+        result = running.finish()
+        assert (result.status, result.out) == (7, b"got\n"), (attempt, result)
+        up.unlink()
+    assert unheard
+
+
 def test_signal_while_the_guest_boots(apppot: Launcher) -> None:
     """The launcher waits for HELLO, which a stopped machine does not say."""
     running = apppot.start(IMAGE, "sh", "-c", "echo ran > ran")
