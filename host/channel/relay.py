@@ -202,7 +202,7 @@ class Relay:
         self._turned = now
 
     def _handle(self, ready: dict[int, int]) -> None:
-        for number in self._signals.take():
+        for number in self._signals.take(ready):
             self._signal(number)
         if self._console.fd in ready:
             self._console.pump()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -67,12 +67,10 @@ class CaughtSignals:
         self._pending.append(number)
         os.write(self._write, b"\0")
 
-    def take(self) -> Iterator[int]:
-        """Those that have come, in order."""
-        try:
+    def take(self, ready: Container[int]) -> Iterator[int]:
+        """Those that have come, in order; `ready` are the descriptors that a poll named."""
+        if self.fd in ready:
             os.read(self.fd, 4096)
-        except BlockingIOError:
-            pass
         while self._pending:
             yield self._pending.pop(0)
 

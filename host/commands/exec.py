@@ -114,7 +114,7 @@ class _Client:
             poll.register(signals.fd, select.POLLIN)
             poll.register(self._connection, select.POLLIN)
             ready = dict(poll.poll())
-            for number in signals.take():
+            for number in signals.take(ready):
                 self._signal(number)
             if self._connection.fileno() in ready:
                 status = self._hear()

@@ -156,7 +156,7 @@ def _machine(
         None if start is None else start.devices,
         start_file_servers(plan, rundir, console_write, stack),
     )
-    record.argv = machine_argv(plan, rundir.path, inherited)
+    record.argv = machine_argv(plan, places.sandbox, inherited)
     vm = spawn(
         record.argv,
         output=console_write,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from apppot.host.hypervisor.base import Descriptors
 from apppot.host.hypervisor.launchplan import LaunchPlan
-from apppot.host.machine.sandbox import machine_argv
+from apppot.host.machine.sandbox import machine_argv, machine_sandbox
 
 RUN_DIRECTORY = "RUNDIR"  # stands for the run directory's path
 _FIRST = 3
@@ -12,7 +12,8 @@ _FIRST = 3
 
 def command_line(plan: LaunchPlan, *, resumes: bool = False) -> list[str]:
     """The words of `machine_argv`, with RUN_DIRECTORY and with descriptors counted from 3."""
-    return list(machine_argv(plan, RUN_DIRECTORY, _descriptors(plan, resumes)))
+    sandbox = machine_sandbox(plan, RUN_DIRECTORY)
+    return list(machine_argv(plan, sandbox, _descriptors(plan, resumes)))
 
 
 def _descriptors(plan: LaunchPlan, resumes: bool) -> Descriptors:

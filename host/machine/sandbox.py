@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import assert_never
 
 from apppot.host.capabilities.memory import memory_place
@@ -21,9 +20,8 @@ from apppot.host.hypervisor.launchplan import LaunchPlan
 from apppot.host.process.rundir import RunDir
 
 
-def machine_argv(plan: LaunchPlan, rundir: str, inherited: Descriptors) -> tuple[str, ...]:
-    """The words that start the plan's machine, for a run directory and descriptors."""
-    sandbox = machine_sandbox(plan, rundir)
+def machine_argv(plan: LaunchPlan, sandbox: Sandbox, inherited: Descriptors) -> tuple[str, ...]:
+    """The words that start the plan's machine in `sandbox`, its `machine_sandbox`."""
     words = plan.hypervisor.argv(plan, sandbox.view, sandbox.temporary, inherited)
     return (*sandbox.prefix, *words)
 
@@ -66,7 +64,7 @@ def furnished(plan: LaunchPlan, rundir: RunDir, files: Sequence[int]) -> Sandbox
 
     needs = plan.hypervisor.surroundings(plan)
     disks = [Shown("", f"/proc/self/fd/{fd}", writable=True) for fd in files]
-    held = landlocked(
+    return landlocked(
         [*shown, *disks],
         view,
         own,
@@ -74,7 +72,6 @@ def furnished(plan: LaunchPlan, rundir: RunDir, files: Sequence[int]) -> Sandbox
         libraries=needs.libraries,
         devices=needs.devices,
     )
-    return replace(sandbox, before_exec=held.before_exec)
 
 
 def _private(plan: LaunchPlan, rundir: str) -> list[Shown]:

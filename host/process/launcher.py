@@ -11,7 +11,7 @@ from pathlib import Path
 
 from apppot.host.common.errors import EXIT_FAILED, ApppotError
 from apppot.host.common.frozen import frozen
-from apppot.host.process.run import PIPE, ToolError, run, run_lines
+from apppot.host.process.run import NOTHING, PIPE, ToolError, run, run_lines
 
 # The first words of a command line of this launcher, whatever it is called by.
 LAUNCHER = (sys.executable, "-c", "from apppot.host.cli import main; main()")
@@ -87,7 +87,7 @@ def stream(
     on_line: Callable[[str], None],
     *,
     data: int,
-    stdin: int | None = None,
+    stdin: int = NOTHING,
     env: Mapping[str, str] | None = None,
 ) -> None:
     """Run it, its stdout into the descriptor `data`, each line of its stderr to `on_line`.
@@ -95,10 +95,7 @@ def stream(
     Raises GuestCommandError with the last of these lines.
     """
     try:
-        if stdin is None:
-            run_lines(command.argv(), on_line, env=env, data=data)
-        else:
-            run_lines(command.argv(), on_line, env=env, data=data, stdin=stdin)
+        run_lines(command.argv(), on_line, env=env, data=data, stdin=stdin)
     except ToolError as error:
         if error.status is None:
             raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from apppot.host.common.errors import ApppotError
 from apppot.host.common.frozen import frozen
 
-PIPE = subprocess.PIPE
+PIPE, NOTHING = subprocess.PIPE, subprocess.DEVNULL
 _TAIL = 8  # lines of a tool that failed
 
 
