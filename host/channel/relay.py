@@ -160,6 +160,8 @@ class Relay:
             with self._signals:
                 while not self._finished():
                     self._turn()
+                if self._went:
+                    self._signals.settle()
             return self.outcome
         finally:
             if self._joined is not None:

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Container, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from apppot.host.common import terminal
 
@@ -31,6 +31,8 @@ class CaughtSignals:
     While it is entered, they are caught, but for those that the caller ignores.
     """
 
+    _settled: ClassVar[set[int]] = set()  # ignored by us, not by the caller
+
     def __init__(self) -> None:
         self.fd = self._write = -1  # while it is not entered
         self._pending: list[int] = []
@@ -42,7 +44,8 @@ class CaughtSignals:
         os.set_blocking(self.fd, False)
         os.set_blocking(self._write, False)
         for number in (*FORWARDED, *_OWN):
-            if signal.getsignal(number) is not signal.SIG_IGN or number in _OWN:
+            ignored = signal.getsignal(number) is signal.SIG_IGN and number not in self._settled
+            if not ignored or number in _OWN:
                 self._before[number] = signal.signal(number, self._catch)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         return self
@@ -61,6 +64,16 @@ class CaughtSignals:
 
     def _catch(self, number: int, _: FrameType | None) -> None:
         self._pending.append(number)  # Python itself has written to the wakeup descriptor
+
+    def settle(self) -> None:
+        """The process has ended and its status is known: no signal changes that any more.
+
+        They would end the launcher on its last few milliseconds; a process that has ended does not
+        feel one either.
+        """
+        for number in self._before.keys() & set(FORWARDED):
+            self._before[number] = signal.SIG_IGN
+            self._settled.add(number)
 
     def add(self, number: int) -> None:
         """As if the signal had come; while it is entered."""

@@ -119,6 +119,7 @@ class _Client:
             if self._connection.fileno() in ready:
                 status = self._hear()
                 if status is not None:
+                    signals.settle()
                     return status
 
     def _hear(self) -> int | None:

@@ -114,6 +114,22 @@ def test_signal_right_after_the_first_instruction(apppot: Launcher) -> None:
     assert unheard
 
 
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_signals_after_the_end_change_nothing(apppot: Launcher, name: str) -> None:
+    """The payload's status is known then; a process that has ended does not feel a signal."""
+    script = f"trap 'exit 7' {name}; uname -r > up; while :; do sleep 0.05; done"
+    up = apppot.work / "up"
+    for _ in range(5):
+        running = apppot.start(IMAGE, "sh", "-c", script)
+        assert eventually(lambda: up.exists() and up.read_text().startswith(RELEASE))
+        while running.process.poll() is None:
+            running.signal(getattr(signal, f"SIG{name}"))
+            time.sleep(0.0005)  # not a wait: signals go on coming, and the processor is not ours
+        result = running.finish()
+        assert (result.status, result.out) == (7, b""), result
+        up.unlink()
+
+
 def test_signal_while_the_guest_boots(apppot: Launcher) -> None:
     """The launcher waits for HELLO, which a stopped machine does not say."""
     running = apppot.start(IMAGE, "sh", "-c", "echo ran > ran")
