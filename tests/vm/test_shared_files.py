@@ -1,0 +1,322 @@
+"""One directory, used by processes of the host and of several guests at once.
+
+What each of them does and finds there is what it would do and find if all were on one machine.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness import fileops
+from tests.harness.vm import IMAGE, RELEASE, Launcher
+
+RANDOM_SECONDS = float(os.environ.get("VM_TESTS_RANDOM_SECONDS", "30"))
+SEED = int(os.environ.get("VM_TESTS_SEED", time.time_ns() % 10**6))
+
+
+@pytest.fixture
+def directories(user: Launcher, place: Path) -> tuple[Path, Path]:
+    """The shared one, and the one of the comparison on the host alone; of one file system."""
+    made = place / "shared", place / "alone"
+    for path in made:
+        path.mkdir()
+        os.chown(path, user.who.uid, user.who.gid)
+    return made
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """`process`, with pipes, until the end of the block."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(seconds: float) -> Callable[[int], bool]:
+    deadline = time.monotonic() + seconds
+    return lambda _: time.monotonic() > deadline
+
+
+@pytest.mark.timeout(RANDOM_SECONDS + 120)
+def test_random_operations(user: Launcher, directories: tuple[Path, Path]) -> None:
+    """Of two guests, one with two processes, and the host; each result is as on one machine."""
+    shared, alone = directories
+    guests = []
+    for workers in (2, 1):
+        words = ("--network", "none", "host", *fileops.command(workers))
+        running = user.start(*words, cwd=shared, stdin=subprocess.PIPE, stderr=None)
+        guests.append(fileops.side(running.process, workers))
+    assert all(side.release.startswith(RELEASE) for side in guests)
+    with (
+        ended(fileops.native(shared, 2, user.who)) as host,
+        ended(fileops.native(alone, 5, user.who)) as reference,
+    ):
+        sides = [*guests, fileops.side(host, 2)]
+        compared = fileops.side(reference, 5)
+        count, difference = fileops.first_difference(sides, compared, SEED, until(RANDOM_SECONDS))
+    assert difference is None, f"after {count} operations, VM_TESTS_SEED={SEED}\n{difference}"
+    print(f"{count} operations, seed {SEED}")
+    assert count > 1000
+
+
+# -- appending and making ------------------------------------------------------------------------
+
+LINES = 300
+APPEND = {
+    "opened each time": 'i=0; while [ $i -lt %d ]; do i=$((i+1)); echo "$0 $i %s" >> log; done',
+    "held open": 'exec >> log; i=0; while [ $i -lt %d ]; do i=$((i+1)); echo "$0 $i %s"; done',
+}
+
+
+@pytest.mark.parametrize("how", APPEND)
+def test_appended_lines_are_all_there_and_whole(apppot: Launcher, how: str) -> None:
+    """Of three guests and the host, which all append to one file at once."""
+    script, filling = APPEND[how], "x" * 150
+    script = script % (LINES, filling)
+    guests = [
+        apppot.start(IMAGE, "sh", "-c", f"uname -r; {script}", f"guest{number}")
+        for number in range(3)
+    ]
+    assert all(guest.line().decode().startswith(RELEASE) for guest in guests)
+    subprocess.run(["sh", "-c", script, "host"], cwd=apppot.work, check=True)
+    for guest in guests:
+        guest.finish().ok()
+    found = (apppot.work / "log").read_text().splitlines()
+    writers = ("host", "guest0", "guest1", "guest2")
+    assert sorted(found) == sorted(
+        f"{who} {number} {filling}" for who in writers for number in range(1, LINES + 1)
+    )
+    for who in writers:
+        own = [int(line.split()[1]) for line in found if line.startswith(f"{who} ")]
+        assert own == sorted(own)
+
+
+MAKE = """
+import os, sys
+print(os.uname().release, flush=True)
+sys.stdin.readline()
+won = 0
+for number in range(400):
+    try:
+        os.close(os.open(f"made{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        won += 1
+    except FileExistsError:
+        pass
+print(won)
+"""
+
+
+def test_one_only_makes_a_file(apppot: Launcher) -> None:
+    """With O_EXCL, which is how programs lock by a file."""
+    guests = [
+        apppot.start("--network", "none", "host", "python3", "-c", MAKE, stdin=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert all(guest.line().decode().startswith(RELEASE) for guest in guests)
+    for guest in guests:
+        assert guest.process.stdin is not None
+        guest.process.stdin.write(b"go\n")
+    own = subprocess.run(
+        ["python3", "-c", MAKE], cwd=apppot.work, input=b"go\n", stdout=subprocess.PIPE, check=True
+    ).stdout
+    won = [int(own.split()[-1]), *(int(guest.finish().ok()) for guest in guests)]
+    assert sum(won) == 400
+    assert sum(count > 0 for count in won) > 1, "they did not run at the same time"
+
+
+def test_a_file_that_the_host_lets_grow_is_followed(apppot: Launcher) -> None:
+    log = apppot.work / "log"
+    log.write_text("first\n")
+    running = apppot.start(IMAGE, "sh", "-c", "uname -r; exec tail -n +1 -f log")
+    assert running.line().decode().startswith(RELEASE)
+    assert running.line() == b"first\n"
+    for number in range(5):
+        with log.open("a") as file:
+            file.write(f"line {number}\n")
+        assert running.line() == f"line {number}\n".encode()
+
+
+# -- locks ---------------------------------------------------------------------------------------
+
+LOCKS = (Path(__file__).parent / "programs" / "locks.py").read_text()
+KINDS = ("flock", "record", "file")
+Start = Callable[..., "Holder"]
+
+
+class Holder:
+    """A process that holds a lock, or tries to; on the host or in a guest."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().strip()
+
+    def is_silent(self) -> bool:
+        """For a moment: what it says next has not been said."""
+        assert self.process.stdout is not None
+        return not select.select([self.process.stdout], [], [], 0.3)[0]
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+
+
+@pytest.fixture
+def holder(apppot: Launcher) -> Iterator[Start]:
+    """Starts `locks.py` on one side, with these words."""
+    host: list[subprocess.Popen[bytes]] = []
+
+    def start(side: str, *words: str) -> Holder:
+        command = ("python3", "-c", LOCKS, *words)
+        if side == "guest":
+            options = ("--network", "none", "host")
+            return Holder(apppot.start(*options, *command, stdin=subprocess.PIPE).process)
+        host.append(
+            subprocess.Popen(
+                command,
+                cwd=apppot.work,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+            )
+        )
+        return Holder(host[-1])
+
+    yield start
+    for process in host:
+        process.kill()
+        process.communicate()
+
+
+def held_on(side: str) -> str:
+    return f"held {RELEASE if side == 'guest' else os.uname().release}"
+
+
+SIDES = (("host", "guest"), ("guest", "host"), ("guest", "guest"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sides", SIDES, ids="-".join)
+def test_a_lock_holds_on_the_other_side(holder: Start, sides: tuple[str, str], kind: str) -> None:
+    """One that waits for it gets it when it is let go; shared ones are shared."""
+    first = holder(sides[0], kind, "write", "now")
+    assert first.says().startswith(held_on(sides[0]))
+    assert holder(sides[1], kind, "read", "now").says() == "busy"
+    waiting = holder(sides[1], kind, "read", "wait")
+    assert waiting.says() == "alive"
+    assert waiting.is_silent()
+    first.go_on()
+    assert first.says() == "free"
+    assert waiting.says().startswith(held_on(sides[1]))
+    assert holder(sides[0], kind, "read", "now").says().startswith(held_on(sides[0]))
+    assert holder(sides[0], kind, "write", "now").says() == "busy"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lock_goes_with_the_machine_that_held_it(holder: Start, kind: str) -> None:
+    first = holder("guest", kind, "write", "now")
+    assert first.says().startswith(held_on("guest"))
+    waiting = holder("host", kind, "write", "wait")
+    assert waiting.says() == "alive"
+    assert waiting.is_silent()
+    first.process.kill()
+    assert waiting.says().startswith("held")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_ends_the_waiting(holder: Start, kind: str) -> None:
+    first = holder("host", kind, "write", "now")
+    assert first.says().startswith("held")
+    waiting = holder("guest", kind, "write", "wait")
+    assert waiting.says() == "alive"
+    assert waiting.is_silent()
+    waiting.process.send_signal(signal.SIGUSR1)
+    assert waiting.says() == "interrupted"
+    # And it has left nothing behind that would take the lock later.
+    first.go_on()
+    assert first.says() == "free"
+    assert holder("host", kind, "write", "now").says().startswith("held")
+
+
+DEADLOCK = """
+import errno, fcntl, os
+print(os.uname().release, flush=True)
+def lock(byte):
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX, 1, byte)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "locked"
+fd = os.open("pair", os.O_RDWR | os.O_CREAT)
+ready, child_ready = os.pipe()
+if os.fork() == 0:
+    lock(1)
+    os.write(child_ready, b"x")
+    print(lock(0), flush=True)
+    os._exit(0)
+lock(0)
+os.read(ready, 1)
+print(lock(1), flush=True)
+os.close(fd)
+os.wait()
+"""
+
+
+def test_a_deadlock_is_reported(apppot: Launcher) -> None:
+    """To one of two processes of a guest; when that one has gone the other gets its lock."""
+    out = apppot("--network", "none", "host", "python3", "-c", DEADLOCK).ok().decode()
+    release, *rest = out.split()
+    assert release.startswith(RELEASE)
+    assert sorted(rest) == ["EDEADLOCK", "locked"]
+
+
+# -- databases -----------------------------------------------------------------------------------
+
+INSERT = """
+import os, sqlite3, sys
+who, mode, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+print(os.uname().release, flush=True)
+base = sqlite3.connect("base", timeout=60, isolation_level=None)
+for number in range(count):
+    base.execute("begin immediate")
+    base.execute("update total set sum = sum + 1")
+    base.execute("insert into rows values (?, ?)", (who, number))
+    base.execute("commit")
+"""
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_a_database_from_all_sides_at_once(apppot: Launcher, mode: str) -> None:
+    """Nothing is lost, nothing is corrupt: four guests and the host insert and count."""
+    with sqlite3.connect(apppot.work / "base") as base:
+        base.execute(f"pragma journal_mode = {mode}")
+        base.execute("create table rows (who text, number int)")
+        base.execute("create table total (sum int)")
+        base.execute("insert into total values (0)")
+    base.close()
+    words = ("--network", "none", "host", "python3", "-c", INSERT)
+    guests = [apppot.start(*words, f"guest{number}", mode, "40") for number in range(4)]
+    assert all(guest.line().decode().startswith(RELEASE) for guest in guests)
+    command = ["python3", "-c", INSERT, "host", mode, "40"]
+    subprocess.run(command, cwd=apppot.work, check=True, stdout=subprocess.DEVNULL)
+    for guest in guests:
+        guest.finish(timeout=100).ok()
+    with sqlite3.connect(apppot.work / "base") as base:
+        assert base.execute("pragma integrity_check").fetchall() == [("ok",)]
+        assert base.execute("select sum from total").fetchall() == [(200,)]
+        assert base.execute("select count(distinct who || number) from rows").fetchall() == [(200,)]
+    base.close()
