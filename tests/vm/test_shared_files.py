@@ -284,6 +284,84 @@ def test_a_deadlock_is_reported(apppot: Launcher) -> None:
     assert sorted(rest) == ["EDEADLOCK", "locked"]
 
 
+# -- mappings ------------------------------------------------------------------------------------
+
+PING_PONG = """
+import mmap, os, sys
+first = sys.argv[1] == "first"
+print(os.uname().release, flush=True)
+with open("memory", "r+b") as file:
+    shared = mmap.mmap(file.fileno(), 0)
+for turn in range(200):
+    at = turn * 2711 % len(shared)
+    if first:
+        shared[at] = 1
+    while shared[at] != (2 if first else 1):
+        pass
+    if not first:
+        shared[at] = 2
+print("done", sum(shared[:]))
+"""
+
+
+@pytest.mark.parametrize("other", ["host", "guest"])
+def test_what_is_mapped_shared_is_one_memory(apppot: Launcher, other: str) -> None:
+    """Each waits for the other's next store, on pages all over the file."""
+    (apppot.work / "memory").write_bytes(bytes(50 * 4096))
+    words = ("--network", "none", "host", "python3", "-c", PING_PONG)
+    first = apppot.start(*words, "first")
+    if other == "guest":
+        second = apppot.start(*words, "second")
+        assert second.line().decode().startswith(RELEASE)
+        said = second.line()
+    else:
+        command = ["python3", "-c", PING_PONG, "second"]
+        said = subprocess.run(
+            command, cwd=apppot.work, stdout=subprocess.PIPE, check=True
+        ).stdout.splitlines(keepends=True)[1]
+    assert said == b"done 400\n"
+    release, found = first.finish().ok().splitlines(keepends=True)
+    assert release.decode().startswith(RELEASE)
+    assert found == said
+    assert sum((apppot.work / "memory").read_bytes()) == 400
+
+
+CUT = """
+import mmap, os, signal, sys
+print(os.uname().release, flush=True)
+with open("memory", "r+b") as file:
+    shared = mmap.mmap(file.fileno(), 0)
+assert shared[5000] == 7
+shared[5001] = 8
+print("mapped", flush=True)
+sys.stdin.readline()
+# The kernel itself reads there for us …
+out = os.open("copy", os.O_CREAT | os.O_WRONLY)
+try:
+    os.write(out, memoryview(shared)[4096:8192])
+except OSError:
+    pass
+# … and then a process of its own.
+if os.fork() == 0:
+    shared[5000]
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+def test_a_mapped_file_that_the_host_cuts(apppot: Launcher) -> None:
+    """Ends a process that goes on there, as it does on the host, and not the machine."""
+    memory = apppot.work / "memory"
+    memory.write_bytes(bytes([7]) * 8192)
+    running = apppot.start("--network", "none", "host", "python3", "-c", CUT, stdin=subprocess.PIPE)
+    assert running.line().decode().startswith(RELEASE)
+    assert running.line() == b"mapped\n"
+    os.truncate(memory, 100)
+    out = running.finish(b"\n").ok().decode().split()
+    assert out == [str(-signal.SIGBUS)]
+    assert memory.stat().st_size == 100
+
+
 # -- databases -----------------------------------------------------------------------------------
 
 INSERT = """
@@ -299,7 +377,7 @@ for number in range(count):
 """
 
 
-@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_a_database_from_all_sides_at_once(apppot: Launcher, mode: str) -> None:
     """Nothing is lost, nothing is corrupt: four guests and the host insert and count."""
     with sqlite3.connect(apppot.work / "base") as base:
