@@ -6,10 +6,11 @@ from apppot.guest import syscalls
 
 HOSTFS = "hostfs"
 # Kind -> file system and options.  What the guest maps shared is written back; all else goes to the
-# host at once, where others may look at it.
+# host at once, where others may look at it, and is read there, where others may have written
+# (without `directio`, what others append reads as zero bytes).
 _TAGGED = {
-    "9p": ("9p", "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"),
-    "xen9p": ("9p", "trans=xen,version=9p2000.L,msize=262144,cache=mmap"),
+    "9p": ("9p", "trans=virtio,version=9p2000.L,msize=512000,cache=mmap,directio"),
+    "xen9p": ("9p", "trans=xen,version=9p2000.L,msize=262144,cache=mmap,directio"),
     "virtiofs": ("virtiofs", None),
 }
 KINDS = (HOSTFS, *_TAGGED)

@@ -76,8 +76,15 @@ def mount_host_directories(job: Job) -> None:
 
 
 def _mount_directory(share: str, source: bytes, target: str, read_only: bool) -> None:
-    flags = _SAFE | (syscalls.MS_RDONLY if read_only else 0)
-    shares.mount(share, source, target, flags)
+    # The mount is read-only, not the file system: others may still change what it shows.
+    shares.mount(share, source, target, _SAFE)
+    if read_only:
+        _make_read_only(target)
+
+
+def _make_read_only(target: str) -> None:
+    flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _SAFE
+    syscalls.mount("none", target, None, flags)
 
 
 def _mount_file(share: str, mount: Mount, number: int) -> None:
@@ -88,5 +95,4 @@ def _mount_file(share: str, mount: Mount, number: int) -> None:
     target = ROOT + os.fsdecode(mount.target)
     syscalls.mount(os.fsencode(aside) + b"/" + mount.name, target, None, syscalls.MS_BIND)
     if mount.read_only:
-        flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _SAFE
-        syscalls.mount("none", target, None, flags)
+        _make_read_only(target)

@@ -50,12 +50,13 @@ def until(seconds: float) -> Callable[[int], bool]:
 
 
 @pytest.mark.timeout(RANDOM_SECONDS + 120)
-def test_random_operations(user: Launcher, directories: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("confine", ["bubblewrap", "landlock"])
+def test_random_operations(user: Launcher, directories: tuple[Path, Path], confine: str) -> None:
     """Of two guests, one with two processes, and the host; each result is as on one machine."""
     shared, alone = directories
     guests = []
     for workers in (2, 1):
-        words = ("--network", "none", "host", *fileops.command(workers))
+        words = ("--confine", confine, "--network", "none", "host", *fileops.command(workers))
         running = user.start(*words, cwd=shared, stdin=subprocess.PIPE, stderr=None)
         guests.append(fileops.side(running.process, workers))
     assert all(side.release.startswith(RELEASE) for side in guests)
@@ -85,8 +86,9 @@ def test_appended_lines_are_all_there_and_whole(apppot: Launcher, how: str) -> N
     """Of three guests and the host, which all append to one file at once."""
     script, filling = APPEND[how], "x" * 150
     script = script % (LINES, filling)
+    options = ("--network", "none", IMAGE)
     guests = [
-        apppot.start(IMAGE, "sh", "-c", f"uname -r; {script}", f"guest{number}")
+        apppot.start(*options, "sh", "-c", f"uname -r; {script}", f"guest{number}")
         for number in range(3)
     ]
     assert all(guest.line().decode().startswith(RELEASE) for guest in guests)
@@ -136,16 +138,39 @@ def test_one_only_makes_a_file(apppot: Launcher) -> None:
     assert sum(count > 0 for count in won) > 1, "they did not run at the same time"
 
 
-def test_a_file_that_the_host_lets_grow_is_followed(apppot: Launcher) -> None:
+@pytest.mark.parametrize("hypervisor", ["uml", "qemu"])
+def test_a_file_that_the_host_lets_grow_is_followed(apppot: Launcher, hypervisor: str) -> None:
     log = apppot.work / "log"
     log.write_text("first\n")
-    running = apppot.start(IMAGE, "sh", "-c", "uname -r; exec tail -n +1 -f log")
+    # On 9p tail waits for inotify, which tells of the guest's own changes only.
+    follow = "uname -r; exec tail ---disable-inotify -s 0.2 -n +1 -f log"
+    if hypervisor == "uml":
+        follow = "uname -r; exec tail -n +1 -f log"
+    options = ("--hypervisor", hypervisor, "--network", "none", IMAGE)
+    running = apppot.start(*options, "sh", "-c", follow)
     assert running.line().decode().startswith(RELEASE)
     assert running.line() == b"first\n"
     for number in range(5):
         with log.open("a") as file:
             file.write(f"line {number}\n")
         assert running.line() == f"line {number}\n".encode()
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro"])
+def test_a_bind_shows_what_is_there_now(apppot: Launcher, place: Path, mode: str) -> None:
+    """A file that is in use in the guest and replaced on the host, by its name and as it was."""
+    other = place / "other"
+    other.mkdir()
+    (other / "file").write_text("old")
+    script = "uname -r; exec 3< /mnt/file; echo open; read go; cat /mnt/file; cat <&3; ls /mnt"
+    bind = f"{other}:/mnt:{mode}"
+    running = apppot.start("--bind", bind, IMAGE, "sh", "-c", script, stdin=subprocess.PIPE)
+    assert running.line().decode().startswith(RELEASE)
+    assert running.line() == b"open\n"
+    (other / "new").write_text("new ")
+    (other / "new").rename(other / "file")
+    (other / "more").touch()
+    assert running.finish(b"\n").ok() == b"new oldfile\nmore\n"
 
 
 # -- locks ---------------------------------------------------------------------------------------
@@ -263,12 +288,12 @@ def lock(byte):
     return "locked"
 fd = os.open("pair", os.O_RDWR | os.O_CREAT)
 ready, child_ready = os.pipe()
+lock(0)
 if os.fork() == 0:
     lock(1)
     os.write(child_ready, b"x")
     print(lock(0), flush=True)
     os._exit(0)
-lock(0)
 os.read(ready, 1)
 print(lock(1), flush=True)
 os.close(fd)
