@@ -50,6 +50,7 @@ def stock_kernel_fails() -> str:
     """
     words = ["/usr/bin/linux.uml", "mem=64M", f"ubd0r={layout.find_runtime()}", "root=/dev/ubda"]
     words += ["ro", "rootfstype=ext4", "init=/usr/bin/python3", "con=null", "con0=null,fd:1"]
+    words += ["--", "-c", "pass"]  # where it can run, its init ends, and it with that
     with tempfile.TemporaryDirectory() as home:
         env = {"HOME": home, "PATH": os.defpath}
         done = run(words, check=False, timeout=60, env=env)
