@@ -18,7 +18,7 @@ from apppot.host.pot.runtime import matches
 
 def test_the_recipe_of_uml_is_whole() -> None:
     recipe = recipes.load_kernel("uml")
-    assert [path.name[:4] for path in recipe.patches] == [f"000{n}" for n in range(1, 9)]
+    assert [path.name[:4] for path in recipe.patches] == [f"000{n}" for n in range(1, 10)]
     for path in recipe.patches:
         assert "SPDX-License-Identifier: GPL-2.0\n" in path.read_text()
     wanted = recipes.config_lines(recipe.config)
