@@ -20,8 +20,9 @@ import pytest
 from tests.harness import fileops
 from tests.harness.vm import IMAGE, RELEASE, Launcher
 
+# Others on demand: a new seed is a search for faults, for which a day is a better time than CI.
 RANDOM_SECONDS = float(os.environ.get("VM_TESTS_RANDOM_SECONDS", "30"))
-SEED = int(os.environ.get("VM_TESTS_SEED", time.time_ns() % 10**6))
+SEED = int(os.environ.get("VM_TESTS_SEED", "11"))
 
 
 @pytest.fixture
