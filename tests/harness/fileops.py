@@ -30,28 +30,23 @@ Order = tuple[Any, ...]
 
 
 class Side:
-    """Processes on one side: `lines` go to them, `answer` gives the next of theirs."""
+    """Processes on one side: those of `process`, which executes `command`, here or in its guest."""
 
-    def __init__(self, workers: int, send: Callable[[bytes], object], answer: Callable[[], bytes]):
+    def __init__(self, process: subprocess.Popen[bytes], workers: int) -> None:
+        assert process.stdin is not None and process.stdout is not None
         self.workers = workers
-        self._send, self._answer = send, answer
-        self.release = answer().decode().strip()
+        self._orders, self._answers = process.stdin, process.stdout.fileno()
+        self.release = _line(self._answers).decode().strip()
 
     def do(self, worker: int, order: Order) -> Any:
-        self._send(json.dumps((worker, *order)).encode() + b"\n")
-        return json.loads(self._answer())
+        """What one of them finds when it does that."""
+        self._orders.write(json.dumps((worker, *order)).encode() + b"\n")
+        return json.loads(_line(self._answers))
 
 
 def command(workers: int) -> tuple[str, ...]:
     """What starts so many processes, wherever Python is; their directory stays as it is."""
     return ("python3", "-c", _PROGRAM.read_text(), str(workers))
-
-
-def side(process: subprocess.Popen[bytes], workers: int) -> Side:
-    """The processes that `process`, which executes `command`, is or has in its guest."""
-    assert process.stdin is not None and process.stdout is not None
-    out = process.stdout.fileno()
-    return Side(workers, process.stdin.write, lambda: _line(out))
 
 
 def native(directory: Path, workers: int, who: Who) -> subprocess.Popen[bytes]:

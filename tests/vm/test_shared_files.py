@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,10 @@ from tests.harness.vm import IMAGE, RELEASE, Launcher
 # Others on demand: a new seed is a search for faults, for which a day is a better time than CI.
 RANDOM_SECONDS = float(os.environ.get("VM_TESTS_RANDOM_SECONDS", "30"))
 SEED = int(os.environ.get("VM_TESTS_SEED", "11"))
+
+
+# Before the text of a Python program, for a guest that has it from this host.
+IN_GUEST = ("--network", "none", "host", "python3", "-c")
 
 
 @pytest.fixture
@@ -59,14 +63,14 @@ def test_random_operations(user: Launcher, directories: tuple[Path, Path], confi
     for workers in (2, 1):
         words = ("--confine", confine, "--network", "none", "host", *fileops.command(workers))
         running = user.start(*words, cwd=shared, stdin=subprocess.PIPE, stderr=None)
-        guests.append(fileops.side(running.process, workers))
+        guests.append(fileops.Side(running.process, workers))
     assert all(side.release.startswith(RELEASE) for side in guests)
     with (
         ended(fileops.native(shared, 2, user.who)) as host,
         ended(fileops.native(alone, 5, user.who)) as reference,
     ):
-        sides = [*guests, fileops.side(host, 2)]
-        compared = fileops.side(reference, 5)
+        sides = [*guests, fileops.Side(host, 2)]
+        compared = fileops.Side(reference, 5)
         count, difference = fileops.first_difference(sides, compared, SEED, until(RANDOM_SECONDS))
     assert difference is None, f"after {count} operations, VM_TESTS_SEED={SEED}\n{difference}"
     print(f"{count} operations, seed {SEED}")
@@ -123,10 +127,7 @@ print(won)
 
 def test_one_only_makes_a_file(apppot: Launcher) -> None:
     """With O_EXCL, which is how programs lock by a file."""
-    guests = [
-        apppot.start("--network", "none", "host", "python3", "-c", MAKE, stdin=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    guests = [apppot.start(*IN_GUEST, MAKE, stdin=subprocess.PIPE) for _ in range(2)]
     assert all(guest.line().decode().startswith(RELEASE) for guest in guests)
     for guest in guests:
         assert guest.process.stdin is not None
@@ -204,28 +205,22 @@ class Holder:
 @pytest.fixture
 def holder(apppot: Launcher) -> Iterator[Start]:
     """Starts `locks.py` on one side, with these words."""
-    host: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
 
-    def start(side: str, *words: str) -> Holder:
-        command = ("python3", "-c", LOCKS, *words)
-        if side == "guest":
-            options = ("--network", "none", "host")
-            return Holder(apppot.start(*options, *command, stdin=subprocess.PIPE).process)
-        host.append(
-            subprocess.Popen(
-                command,
+        def start(side: str, *words: str) -> Holder:
+            if side == "guest":
+                running = apppot.start(*IN_GUEST, LOCKS, *words, stdin=subprocess.PIPE)
+                return Holder(running.process)
+            process = subprocess.Popen(
+                ("python3", "-c", LOCKS, *words),
                 cwd=apppot.work,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
             )
-        )
-        return Holder(host[-1])
+            return Holder(stack.enter_context(ended(process)))
 
-    yield start
-    for process in host:
-        process.kill()
-        process.communicate()
+        yield start
 
 
 def held_on(side: str) -> str:
@@ -304,7 +299,7 @@ os.wait()
 
 def test_a_deadlock_is_reported(apppot: Launcher) -> None:
     """To one of two processes of a guest; when that one has gone the other gets its lock."""
-    out = apppot("--network", "none", "host", "python3", "-c", DEADLOCK).ok().decode()
+    out = apppot(*IN_GUEST, DEADLOCK).ok().decode()
     release, *rest = out.split()
     assert release.startswith(RELEASE)
     assert sorted(rest) == ["EDEADLOCK", "locked"]
@@ -334,7 +329,7 @@ print("done", sum(shared[:]))
 def test_what_is_mapped_shared_is_one_memory(apppot: Launcher, other: str) -> None:
     """Each waits for the other's next store, on pages all over the file."""
     (apppot.work / "memory").write_bytes(bytes(50 * 4096))
-    words = ("--network", "none", "host", "python3", "-c", PING_PONG)
+    words = (*IN_GUEST, PING_PONG)
     first = apppot.start(*words, "first")
     if other == "guest":
         second = apppot.start(*words, "second")
@@ -353,7 +348,7 @@ def test_what_is_mapped_shared_is_one_memory(apppot: Launcher, other: str) -> No
 
 
 CUT = """
-import mmap, os, signal, sys
+import mmap, os, sys
 print(os.uname().release, flush=True)
 with open("memory", "r+b") as file:
     shared = mmap.mmap(file.fileno(), 0)
@@ -379,7 +374,7 @@ def test_a_mapped_file_that_the_host_cuts(apppot: Launcher) -> None:
     """Ends a process that goes on there, as it does on the host, and not the machine."""
     memory = apppot.work / "memory"
     memory.write_bytes(bytes([7]) * 8192)
-    running = apppot.start("--network", "none", "host", "python3", "-c", CUT, stdin=subprocess.PIPE)
+    running = apppot.start(*IN_GUEST, CUT, stdin=subprocess.PIPE)
     assert running.line().decode().startswith(RELEASE)
     assert running.line() == b"mapped\n"
     os.truncate(memory, 100)
@@ -392,7 +387,7 @@ def test_a_mapped_file_that_the_host_cuts(apppot: Launcher) -> None:
 
 INSERT = """
 import os, sqlite3, sys
-who, mode, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+who, count = sys.argv[1], int(sys.argv[2])
 print(os.uname().release, flush=True)
 base = sqlite3.connect("base", timeout=60, isolation_level=None)
 for number in range(count):
@@ -412,10 +407,10 @@ def test_a_database_from_all_sides_at_once(apppot: Launcher, mode: str) -> None:
         base.execute("create table total (sum int)")
         base.execute("insert into total values (0)")
     base.close()
-    words = ("--network", "none", "host", "python3", "-c", INSERT)
-    guests = [apppot.start(*words, f"guest{number}", mode, "40") for number in range(4)]
+    words = (*IN_GUEST, INSERT)
+    guests = [apppot.start(*words, f"guest{number}", "40") for number in range(4)]
     assert all(guest.line().decode().startswith(RELEASE) for guest in guests)
-    command = ["python3", "-c", INSERT, "host", mode, "40"]
+    command = ["python3", "-c", INSERT, "host", "40"]
     subprocess.run(command, cwd=apppot.work, check=True, stdout=subprocess.DEVNULL)
     for guest in guests:
         guest.finish(timeout=100).ok()

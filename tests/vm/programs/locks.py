@@ -1,4 +1,4 @@
-"""Hold a lock: `locks.py KIND MODE now|wait [FILE]`, of kind flock, record or file.
+"""Hold a lock: `locks.py KIND MODE now|wait`, of kind flock, record or file.
 
 Says "held" and this kernel's release, or "busy", or the name of an error; lets go when a line
 comes, and then says "free".  While it waits, another process of the same machine says "alive" once.
@@ -38,9 +38,9 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def main(kind: str, mode: str, when: str, path: str = "lock") -> None:
+def main(kind: str, mode: str, when: str) -> None:
     """See above."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    fd = os.open("lock", os.O_RDWR | os.O_CREAT, 0o666)
     signal.signal(signal.SIGUSR1, _interrupt)
     if when == "wait" and os.fork() == 0:
         _say("alive")
